@@ -1,0 +1,1 @@
+"""trickle: a stream processor on Trio."""

@@ -1,0 +1,90 @@
+"""The public types for static checking, and the few plain values that all layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+
+__all__ = [
+    "Codec",
+    "Duration",
+    "Guarantee",
+    "Headers",
+    "HeadersInput",
+    "Partitioner",
+    "Record",
+    "RecordMetadata",
+    "TopicPartition",
+]
+
+Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
+"""A record's headers in order; a name may repeat, and a value may be null."""
+
+HeadersInput: TypeAlias = (
+    "Sequence[tuple[str, bytes | str | None]] | dict[str, bytes] | dict[str, str]"
+    " | dict[str, bytes | str | None]"
+)
+"""What a caller may give for headers: a mapping, or pairs; text is UTF-8."""
+
+Duration: TypeAlias = float | timedelta
+"""Seconds, or a timedelta."""
+
+Guarantee: TypeAlias = Literal["exactly_once", "at_least_once"]
+
+Partitioner: TypeAlias = Callable[[bytes | None, int], int]
+"""From the key's bytes and the number of partitions to a partition."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """What a topic holds, as bytes.
+
+    Attributes:
+        timestamp_ms: POSIX milliseconds; -1 where the record carries none.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class RecordMetadata(NamedTuple):
+    """Where a record that was sent went.
+
+    Attributes:
+        timestamp: POSIX seconds.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: float
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Turns values into bytes and back: a serializer of the user's own has these two methods.
+
+    ``None`` never reaches a codec: it is Kafka's null.
+    """
+
+    def encode(self, value: Any) -> bytes:
+        """Return the wire bytes of a value; any exception means that it cannot be written."""
+        ...
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        """Return the value of the wire bytes, of the given type; any exception: unreadable."""
+        ...

@@ -1,0 +1,1 @@
+"""Helpers that import nothing from the rest of trickle."""

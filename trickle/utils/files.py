@@ -1,0 +1,97 @@
+"""Directories and locks on disk: private, no symlinks, and freed by the kernel when we die."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["FileLock", "ForeignPathError", "private_directory"]
+
+
+class ForeignPathError(OSError):
+    """A path that is not what we made: a symlink, a file where a directory belongs."""
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory (and those above) that only this user can enter; return it.
+
+    Raises:
+        ForeignPathError: the path itself is a symlink, or no directory.
+        OSError: it cannot be made or entered.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise ForeignPathError(errno.ELOOP, "is a symbolic link", str(path)) from None
+        if not stat.S_ISDIR(mode):
+            raise ForeignPathError(errno.ENOTDIR, "is not a directory", str(path)) from None
+    return path
+
+
+class FileLock:
+    """An exclusive ``flock`` on a file of its own, with the holder's pid written into it.
+
+    The kernel frees it when the holder dies, however it dies. The file stays: removing it would
+    let two processes lock two files of one name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd is not None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free, without a wait; tell whether it is ours now."""
+        if self._fd is not None:
+            return True
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        except BaseException:
+            os.close(fd)
+            raise
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens where it is not held."""
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+    def holder(self) -> int | None:
+        """Return the pid that the last holder wrote, for messages."""
+        try:
+            text = self.path.read_text()
+        except OSError:
+            return None
+        return int(text) if text.strip().isdigit() else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
