@@ -72,16 +72,12 @@ class Service:
             raise RuntimeError(f"the service {self.name!r} is running already")
         self._runs += 1
         self._children = []
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 await self.main(task_status)
-            finally:
-                # Children may still run while the nursery waits for them; they are told apart
-                # from a live service by their own statistics.
-                if nursery.cancel_scope.cancel_called or not nursery.child_tasks:
-                    self._nursery = None
-        self._nursery = None
+        finally:
+            self._nursery = None
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         """Do the service's work; by default be ready and live until cancelled."""
