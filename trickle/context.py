@@ -17,12 +17,22 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trickle.exceptions import EventSettledError
-from trickle.types import Headers
+from trickle.types import Headers, RecordMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
-__all__ = ["CURRENT", "NUMBER", "Effect", "Turn", "Written", "current_turn", "next_number"]
+__all__ = [
+    "CURRENT",
+    "NUMBER",
+    "OUTLET",
+    "Effect",
+    "Outlet",
+    "Turn",
+    "Written",
+    "current_turn",
+    "next_number",
+]
 
 Effect = tuple[str, int | None, bytes | None, bytes | None, Headers, int | None]
 """A staged record: topic, partition, key, value, headers, timestamp in ms."""
@@ -31,15 +41,47 @@ next_number = itertools.count(1).__next__
 """Event numbers are unique in the process, so a context can fit one event of one turn only."""
 
 
+class Outlet(Protocol):
+    """The way out for what is sent outside an event, and what is known of the topics."""
+
+    async def send(self, effect: Effect) -> RecordMetadata:
+        """Deliver one record and tell where it went."""
+        ...
+
+    def send_nowait(self, effect: Effect) -> None:
+        """Hand one record over; its failure is the Run's.
+
+        Raises:
+            trio.WouldBlock: the client's queue is full.
+        """
+        ...
+
+    async def send_all(self, effects: Iterable[Effect]) -> int:
+        """Deliver many records, in order, and return their number when all are delivered."""
+        ...
+
+    def partitions(self, topic: str) -> int | None:
+        """Return a topic's partition count where it is known."""
+        ...
+
+    def record_bytes_max(self, topic: str) -> int | None:
+        """Return the largest record that a topic takes where it is known."""
+        ...
+
+
 class Written(Protocol):
     """Something with a part in the event in hand: a shard, or a test's double of one."""
 
-    def settle(self) -> None:
-        """The event is done: its changes join the next commit.
+    def check(self) -> None:
+        """Find out, before anything settles, whether all changes can be written.
 
         Raises:
             EncodeError: a value that was changed in place cannot be written.
         """
+        ...
+
+    def settle(self) -> None:
+        """The event is done: its changes join the next commit. It follows :meth:`check`."""
         ...
 
     def undo(self) -> None:
@@ -104,6 +146,7 @@ class Turn:
 
 
 CURRENT: ContextVar[Turn | None] = ContextVar("trickle.turn", default=None)
+OUTLET: ContextVar[Outlet | None] = ContextVar("trickle.outlet", default=None)
 NUMBER: ContextVar[int] = ContextVar("trickle.event", default=0)
 
 

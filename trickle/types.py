@@ -65,12 +65,14 @@ class RecordMetadata(NamedTuple):
     """Where a record that was sent went.
 
     Attributes:
+        partition: None for a record that joined an event's effects: it is not known yet.
+        offset: likewise.
         timestamp: POSIX seconds.
     """
 
     topic: str
-    partition: int
-    offset: int
+    partition: int | None
+    offset: int | None
     timestamp: float
 
 
