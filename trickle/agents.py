@@ -1,0 +1,278 @@
+"""Agent: the user's function over a source, and what happens when it fails.
+
+The conductor runs :meth:`Agent.work` once for each lane. It calls the user's function with a
+stream; when an event fails, the function's locals are gone with it: the policy disposes of the
+event, and the function is called anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Generic, TypeAlias, cast
+
+import trio
+from typing_extensions import TypeVar
+
+from trickle.context import CURRENT
+from trickle.exceptions import (
+    AgentReturnedError,
+    DeadlineExceeded,
+    DecodeError,
+    DefinitionError,
+    TrickleError,
+)
+from trickle.policies import DeadLetter, Policy, Retry, Skip, Stop
+from trickle.sensors import Sensor
+from trickle.streams import Lane, Stream
+from trickle.streams.deadline import bounded
+from trickle.topics import Source, Topic
+from trickle.types import Headers, Record
+
+__all__ = ["Agent", "AgentFunction", "Sink"]
+
+logger = logging.getLogger("trickle.agents")
+
+V = TypeVar("V")
+K = TypeVar("K", default=Any)
+
+AgentFunction: TypeAlias = Callable[[Stream[V, K]], Awaitable[None] | AsyncGenerator[Any, None]]
+
+Sink: TypeAlias = "Topic[Any, Any] | Agent[Any, Any] | Callable[[Any], Any]"
+"""Where yielded values go: a topic, an agent's topic, or a function called after the commit."""
+
+TRACEBACK_BYTES_MAX = 8 << 10
+
+
+class Agent(Generic[V, K]):
+    """A function decorated with ``@app.agent``: its definition, and its work on a lane.
+
+    Attributes:
+        name: unique in the app; part of names on the broker.
+        source: what it reads.
+        sinks: where the values go that it yields.
+        on_error: its error policy.
+        deadline: seconds that one event may take; None for no limit.
+        internal: a repartition of trickle's own.
+    """
+
+    def __init__(
+        self,
+        function: AgentFunction[V, K],
+        *,
+        name: str,
+        source: Source[V, K],
+        sinks: Sequence[Sink] = (),
+        on_error: Policy | None = None,
+        deadline: float | None = None,
+        dead_letters: Topic[Any, Any] | None = None,
+        internal: bool = False,
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.source = source
+        self.sinks = tuple(sinks)
+        self.on_error: Policy = on_error or Stop()
+        self.deadline = deadline
+        self.dead_letters = dead_letters
+        self.internal = internal
+        self.__doc__ = function.__doc__
+        self.__name__ = getattr(function, "__name__", name)
+        self._codecs = {topic.name: topic.value_codec for topic in source.topics}
+        self._keys = {topic.name: topic.key_codec for topic in source.topics}
+        if self.sinks and not inspect.isasyncgenfunction(function):
+            raise DefinitionError(
+                f"agent {name!r} has a sink, but its function yields nothing: "
+                "yield the values that are to be sent, or leave out sink="
+            )
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name!r}>"
+
+    @property
+    def topics(self) -> tuple[Topic[Any, Any], ...]:
+        """The topics that it reads."""
+        return self.source.topics
+
+    @property
+    def codecs(self) -> Mapping[str, Any]:
+        """The codecs of the values, by topic."""
+        return self._codecs
+
+    async def work(self, lane: Lane, sensor: Sensor) -> None:
+        """Work on a lane until it is to stop.
+
+        Raises:
+            Exception: what the function raised, where the policy is to stop.
+        """
+        CURRENT.set(lane)
+        while not lane.stopping:
+            error = await self._call(lane)
+            if error is not None:
+                lane.undo()
+                await self._failed(lane, error, sensor)
+
+    async def refuse(self, lane: Lane, record: Record, error: TrickleError) -> None:
+        """Apply the policy to a record that cannot become an event (see :class:`Lane`)."""
+        policy = self._settled_policy()
+        if isinstance(policy, Stop):
+            _locate(error, self.name, [record])
+            raise error
+        if isinstance(policy, DeadLetter):
+            self._bury(lane, record, error)
+        self._log(record, error, policy)
+
+    # One call of the user's function
+
+    async def _call(self, lane: Lane) -> Exception | None:
+        """Call the function until it ends; return the error of the event in hand, if it failed.
+
+        Raises:
+            Exception: an error that belongs to no event.
+        """
+        scope = trio.CancelScope()
+        try:
+            with scope:
+                await self._iterate(lane, scope)
+        except Exception as error:
+            if not lane.hand:
+                raise
+            return error
+        if scope.cancel_called:
+            return DeadlineExceeded(
+                f"agent {self.name!r}: an event took longer than deadline={self.deadline:g} s"
+            )
+        if lane.hand:
+            lane.finish()
+        if not lane.stopping:
+            raise AgentReturnedError(
+                f"agent {self.name!r} returned while its stream was open: "
+                "iterate the stream to its end, and leave out return and break"
+            )
+        return None
+
+    async def _iterate(self, lane: Lane, scope: trio.CancelScope) -> None:
+        stream: Stream[Any, Any] = Stream(lane, self._keys)
+        for kind, function in self.source.steps:
+            stream = getattr(stream, kind)(function)
+        if self.deadline is not None:
+            stream = bounded(stream, scope, self.deadline)
+        result = self.function(stream)
+        if not inspect.isasyncgen(result):
+            await cast("Awaitable[None]", result)
+            return
+        async with aclosing(result) as values:
+            async for value in values:
+                self._yielded(lane, value)
+
+    def _yielded(self, lane: Lane, value: Any) -> None:
+        """Send a yielded value to the sinks, with the source's key."""
+        for sink in self.sinks:
+            if isinstance(sink, (Topic, Agent)):
+                topic = sink if isinstance(sink, Topic) else sink.topics[0]
+                effect = topic.effect(value, None, None, None, None)
+                batch, index = lane.in_hand()
+                key = self._sink_key(topic, batch.topic, batch.record(index).key)
+                effect = topic.effect_of_bytes(key, effect[3], (), lane.timestamp_ms())
+                lane.stage(effect)
+            else:
+                lane.after.append(lambda sink=sink: sink(value))
+                lane.touched = True
+
+    def _sink_key(self, sink: Topic[Any, Any], source: str, key: bytes | None) -> bytes | None:
+        ours, theirs = self._keys[source], sink.key_codec
+        if key is None or (ours.type_name, ours.serializer) == (theirs.type_name, theirs.serializer):
+            return key
+        return theirs.encode(ours.decode(key))
+
+    # Failures
+
+    async def _failed(self, lane: Lane, error: Exception, sensor: Sensor) -> None:
+        """Dispose of the failed event in hand, as the policy says."""
+        records = lane.records_in_hand()
+        first = records[0]
+        policy: Policy = self.on_error
+        if isinstance(policy, Retry):
+            if lane.attempt_of != (first.topic, first.offset):
+                lane.attempt, lane.attempt_of = 0, (first.topic, first.offset)
+            if lane.attempt < policy.times and not isinstance(error, DecodeError):
+                lane.attempt += 1
+                sensor.event_retried(self.name, first.partition)
+                pause = policy.pause_s(lane.attempt)
+                logger.warning(
+                    "agent %s: %s failed, retry %d of %d in %g s: %s",
+                    self.name, _where(records), lane.attempt, policy.times, pause, _brief(error),
+                )  # fmt: skip
+                lane.rewind()
+                await lane.rest(pause)
+                return
+            policy = policy.then
+        sensor.event_failed(self.name, first.partition)
+        if isinstance(policy, Stop):
+            _locate(error, self.name, records)
+            raise error
+        for record in records:
+            if isinstance(policy, DeadLetter):
+                self._bury(lane, record, error)
+            self._log(record, error, policy)
+        lane.finish()
+
+    def _settled_policy(self) -> Stop | Skip | DeadLetter:
+        policy = self.on_error
+        return policy.then if isinstance(policy, Retry) else policy
+
+    def _bury(self, lane: Lane, record: Record, error: Exception) -> None:
+        if self.dead_letters is None:
+            raise DefinitionError(f"agent {self.name!r} has no topic for its dead letters")
+        headers = (*record.headers, *_dead_letter_headers(self.name, record, error))
+        stamp = record.timestamp_ms if record.timestamp_ms >= 0 else None
+        lane.stage(self.dead_letters.effect_of_bytes(record.key, record.value, headers, stamp))
+
+    def _log(self, record: Record, error: Exception, policy: Skip | DeadLetter) -> None:
+        to = self.dead_letters.name if self.dead_letters is not None else ""
+        logger.warning(
+            "agent %s: %s %s: %s",
+            self.name,
+            _where([record]),
+            f"goes to {to}" if isinstance(policy, DeadLetter) else "is skipped",
+            _brief(error),
+            exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+        )
+
+
+def _dead_letter_headers(agent: str, record: Record, error: Exception) -> Headers:
+    text = "".join(traceback.format_exception(error)).encode(errors="replace")
+    return (
+        ("trickle-agent", agent.encode()),
+        ("trickle-topic", record.topic.encode()),
+        ("trickle-partition", str(record.partition).encode()),
+        ("trickle-offset", str(record.offset).encode()),
+        ("trickle-timestamp", str(record.timestamp_ms).encode()),
+        ("trickle-error", _brief(error).encode(errors="replace")[:1000]),
+        ("trickle-traceback", text[-TRACEBACK_BYTES_MAX:]),
+    )
+
+
+def _brief(error: BaseException) -> str:
+    if isinstance(error, TrickleError):
+        return str(error)
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return "; ".join(_brief(inner) for inner in group.exceptions)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _where(records: Sequence[Record]) -> str:
+    first, last = records[0], records[-1]
+    place = f"{first.topic} [{first.partition}]"
+    if len(records) == 1:
+        return f"the event of {place} at offset {first.offset}"
+    return f"the {len(records)} events of {place} from offset {first.offset} to {last.offset}"
+
+
+def _locate(error: Exception, agent: str, records: Sequence[Record]) -> None:
+    """Say where it happened: notes travel with the error, whatever group it ends up in."""
+    error.add_note(f"agent {agent!r} failed at {_where(records)}")

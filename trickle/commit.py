@@ -1,0 +1,389 @@
+"""Commit: all that has settled since the last one, made durable as one transaction.
+
+The steps, as they stand below in :meth:`Committer.commit`:
+
+1. Snapshot, without an await: each lane's settled positions, each dirty shard's settled changes.
+   An event in hand is no obstacle: its changes are seen through its undo information, its effects
+   are not published yet.
+2. The changelog records go into the open transaction, one for each changed key, beside the
+   effects that are there already.
+3. Offsets and transaction are committed, in the driver's thread. Lanes keep on working; what they
+   settle belongs to the next commit.
+4. Only then the shards hand their changes, with the changelog's position, to their stores. A store
+   never holds what the broker did not commit, so an unclean death needs no wipe.
+
+Under at-least-once, step 3 is: wait until effects and changelog are delivered, then commit the
+offsets.
+
+A commit that fails ends the generation of every lane in it. Until the conductor has opened the
+next generation the committer is *broken*: it refuses to commit, for what has settled since then
+rests on what did not happen.
+
+When the broker refused a record, the events run again in ever smaller commits (*narrow*), down to
+one event, held by one lane at a time; then it is known whose record it was, and the event is
+*condemned*: it gets its agent's policy instead of its agent.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import trio
+
+from trickle.consumer import Consumer
+from trickle.context import Effect
+from trickle.exceptions import CommitFailed, TrickleError
+from trickle.producer import Producer
+from trickle.sensors import Sensor
+from trickle.service import Service
+from trickle.streams import Lane
+from trickle.streams.lane import CHUNK_MAX
+from trickle.tables import Shard
+from trickle.types import TopicPartition
+
+__all__ = ["Committer", "Enrolled"]
+
+logger = logging.getLogger("trickle.commit")
+
+NARROWER = 8  # by how much the next commits shrink after one with a refused record
+
+
+class Enrolled(Protocol):
+    """A partition number's scope, as far as commits go.
+
+    Attributes:
+        number: the partition number.
+        lanes: those that are open.
+        shards: by the changelog topic's name.
+    """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def lanes(self) -> Iterable[Lane]: ...
+    @property
+    def changelogs(self) -> Mapping[str, Shard[Any, Any]]: ...
+
+
+class Committer(Service):
+    """Decides when to commit, and does it.
+
+    Args:
+        producer: publishes.
+        consumer: knows what may be committed.
+        sensor: told of each commit.
+        transactional: exactly-once.
+        interval: seconds from the first settled event to the commit that is due.
+        interval_min: seconds between two commits that lanes ask for because they run dry.
+        events_max: settled events at which a commit is due at once, and lanes wait.
+        bytes_max: bytes of effects, likewise.
+        transaction_timeout: seconds after which the broker ends a transaction by itself.
+    """
+
+    name = "Committer"
+
+    def __init__(
+        self,
+        producer: Producer,
+        consumer: Consumer | None,
+        sensor: Sensor,
+        *,
+        transactional: bool,
+        interval: float,
+        interval_min: float,
+        events_max: int,
+        bytes_max: int,
+        transaction_timeout: float,
+    ) -> None:
+        super().__init__()
+        self._producer = producer
+        self._consumer = consumer
+        self._sensor = sensor
+        self._transactional = transactional
+        self._interval = interval
+        self._interval_min = interval_min
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._transaction_timeout = transaction_timeout
+        self._scopes: list[Enrolled] = []
+        self._lock = trio.Lock()
+        # When the next commit is due
+        self._signal = trio.Event()
+        self._since = math.inf
+        self._urgent = False
+        self._last = -math.inf
+        self._busy: set[Lane] = set()
+        # What has settled since the last snapshot
+        self._events = 0
+        self._bytes = 0
+        self._after: list[Callable[[], Awaitable[object] | object]] = []
+        self._ticks: list[Effect] = []
+        self._room = trio.Event()
+        # After failures
+        self.broken: CommitFailed | None = None
+        self.chunk_max = CHUNK_MAX
+        self.crowded = False
+        self._limit = events_max
+        self._holder: Lane | None = None
+        self._ended: Callable[[CommitFailed], Awaitable[None]] | None = None
+        self._condemn: Callable[[Lane, str, int, TrickleError], None] | None = None
+
+    def attach(
+        self,
+        ended: Callable[[CommitFailed], Awaitable[None]],
+        condemn: Callable[[Lane, str, int, TrickleError], None],
+    ) -> None:
+        """Tell who opens a new generation after a failure, and who remembers condemned events."""
+        self._ended = ended
+        self._condemn = condemn
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        task_status.started()
+        while True:
+            self._signal = trio.Event()
+            if self._due_at() > trio.current_time():
+                with trio.move_on_at(self._due_at()):
+                    await self._signal.wait()
+                continue
+            try:
+                await self.commit()
+            except CommitFailed as error:
+                await self._generation_ended(error)
+
+    def _due_at(self) -> float:
+        if self.broken is not None:
+            return math.inf
+        if self._urgent:
+            return self._last + self._interval_min
+        return self._since + self._interval
+
+    def _pend(self, *, urgent: bool = False) -> None:
+        """Something may have to be committed."""
+        if self._since == math.inf:
+            self._since = trio.current_time()
+            self._signal.set()
+        if urgent and not self._urgent:
+            self._urgent = True
+            self._signal.set()
+
+    # What lanes and ticks say (see streams.lane.Settlement)
+
+    def publish(self, effects: list[Effect]) -> None:
+        self._producer.publish(effects)
+        self._bytes += sum(len(e[3] or b"") + len(e[2] or b"") for e in effects)
+        if self._bytes >= self._bytes_max:
+            self._crowd()
+
+    def settled(self, events: int) -> None:
+        self._events += events
+        if self._events >= self._limit:
+            self._crowd()
+
+    def after(self, calls: list[Callable[[], Awaitable[object] | object]]) -> None:
+        self._after.extend(calls)
+        self._pend()
+
+    def tick(self, effects: list[Effect]) -> None:
+        """A tick has settled: its records join the next commit, also if that takes a second try."""
+        self._ticks.extend(effects)
+        self.publish(effects)
+        self._pend(urgent=not self._busy)
+
+    def busy(self, lane: Lane) -> None:
+        self._busy.add(lane)
+        self._pend()
+
+    def dry(self, lane: Lane) -> None:
+        self._busy.discard(lane)
+        if self._holder is lane:
+            self._pass_on()
+        if not self._busy and self._since != math.inf:
+            self._pend(urgent=True)
+
+    def forget(self, lane: Lane) -> None:
+        """The lane has ended."""
+        self._busy.discard(lane)
+        if self._holder is lane:
+            self._pass_on()
+
+    async def room(self, lane: Lane) -> None:
+        if self._limit > 1:
+            if self._events >= self._limit or self._bytes >= self._bytes_max:
+                self._pend(urgent=True)
+                await self._room.wait()
+            return
+        if self._holder is lane:  # its event has settled: a commit of its own
+            self._pend(urgent=True)
+        while self._limit == 1 and (self._holder is not None or self._events):
+            await self._room.wait()
+        if self._limit == 1:
+            self._holder = lane
+
+    def _crowd(self) -> None:
+        self.crowded = True
+        self._pend(urgent=True)
+
+    def _pass_on(self) -> None:
+        self._holder = None
+        self._room.set()
+        self._room = trio.Event()
+
+    # The commit
+
+    def enroll(self, scope: Enrolled) -> None:
+        """From now on commits include this scope."""
+        self._scopes.append(scope)
+
+    def dismiss(self, scope: Enrolled) -> None:
+        """From now on commits leave this scope out; what it had settled is committed or reverted."""
+        if scope in self._scopes:
+            self._scopes.remove(scope)
+
+    async def commit(self, *, releasing: frozenset[TopicPartition] = frozenset()) -> None:
+        """Make all that has settled durable.
+
+        Args:
+            releasing: partitions that are given back with this commit.
+
+        Raises:
+            CommitFailed: it has not happened; the generation of all lanes has ended.
+        """
+        async with self._lock:
+            if self.broken is not None:
+                raise self.broken
+            await self._commit(releasing)
+
+    async def _commit(self, releasing: frozenset[TopicPartition]) -> None:
+        started = trio.current_time()
+        # 1. Snapshot
+        consumer = self._consumer
+        settled = self._settled_positions()
+        plan = consumer.plan(settled, releasing) if consumer is not None else {}
+        offsets = {partition: positions.write() for partition, positions in plan.items()}
+        dirty = [
+            (TopicPartition(changelog, scope.number), shard, shard.snapshot())
+            for scope in self._scopes
+            for changelog, shard in scope.changelogs.items()
+            if shard.dirty
+        ]
+        events, self._events = self._events, 0
+        size, self._bytes = self._bytes, 0
+        after, self._after = self._after, []
+        ticks, self._ticks = self._ticks, []
+        self.crowded = self._limit == 1
+        self._urgent = False
+        self._since = started if self._busy else math.inf
+        if not (offsets or dirty or after or ticks or size):
+            self._last = started
+            self._opened()
+            return
+        self._producer.hold()
+        try:
+            # 2. and 3.
+            changelog = (
+                (partition.topic, partition.partition, chunk)
+                for partition, _, changes in dirty
+                for chunk in _chunks(changes.encoded())
+            )
+            if self._transactional:
+                member = consumer.member if consumer is not None and offsets else None
+                ends = await self._producer.commit(changelog, offsets, member)
+            else:
+                ends = await self._producer.commit(changelog, {}, None)
+                if consumer is not None and offsets:
+                    await consumer.client.commit(offsets)
+        except CommitFailed as error:
+            self._ticks = ticks + self._ticks
+            self._narrow(error, events)
+            self.broken = error
+            self._sensor.commit_failed(trio.current_time() - started, error)
+            raise
+        # 4. Nothing of this reaches a store before.
+        if consumer is not None:
+            consumer.committed(plan)
+        for partition, shard, _ in dirty:
+            shard.committed(ends[partition])
+        self._producer.release()
+        self._last = trio.current_time()
+        self._widen()
+        self._opened()
+        self._sensor.committed(self._last - started, events, len(offsets))
+        for call in after:
+            result = call()
+            if inspect.isawaitable(result):
+                await result
+
+    def _settled_positions(self) -> dict[TopicPartition, dict[str, int]]:
+        settled: dict[TopicPartition, dict[str, int]] = {}
+        for scope in self._scopes:
+            for lane in scope.lanes:
+                for topic, position in lane.settled_positions().items():
+                    at = TopicPartition(topic, scope.number)
+                    settled.setdefault(at, {})[lane.agent] = position
+        return settled
+
+    def _opened(self) -> None:
+        """The next commit has room."""
+        self._pass_on()
+
+    # Failures
+
+    async def _generation_ended(self, error: CommitFailed) -> None:
+        if self._ended is None:
+            raise error
+        await self._ended(error)
+
+    def overdue(self) -> bool:
+        """Tell whether the broker may have ended the transaction by itself, for its age."""
+        return trio.current_time() - self._last >= self._transaction_timeout
+
+    def resume(self) -> None:
+        """A new generation is about to open: nothing that settled before it counts any more."""
+        self._events = self._bytes = 0
+        self._busy.clear()
+        self._after.clear()
+        self._producer.reset()
+        self.broken = None
+        self.crowded = self._limit == 1
+        self._urgent, self._since = False, math.inf
+        self._opened()
+        if self._ticks:
+            ticks, self._ticks = self._ticks, []
+            self.tick(ticks)
+
+    def _narrow(self, error: CommitFailed, events: int) -> None:
+        if error.refused is None:
+            return
+        if self._limit == 1 and self._holder is not None and self._condemn is not None:
+            for topic, offset in self._holder.last:
+                self._condemn(self._holder, topic, offset, error.refused)
+            return
+        self._limit = max(1, min(self._limit, max(events, 1)) // NARROWER)
+        self.chunk_max = min(CHUNK_MAX, self._limit)
+        logger.warning(
+            "a record was refused (%s): its events run again in commits of %d, until it is known "
+            "whose record it is", error.refused, self._limit,
+        )  # fmt: skip
+
+    def _widen(self) -> None:
+        if self._limit < self._events_max:
+            self._limit = min(self._limit * 2, self._events_max)
+            self.chunk_max = min(CHUNK_MAX, self._limit)
+            self.crowded = False
+
+
+def _chunks(
+    pairs: Iterable[tuple[bytes, bytes | None]], size: int = 1000
+) -> Iterator[list[tuple[bytes, bytes | None]]]:
+    chunk: list[tuple[bytes, bytes | None]] = []
+    for pair in pairs:
+        chunk.append(pair)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,453 @@
+"""Conductor: turns the assignment into lanes, and passes each batch on to the lanes that want it.
+
+The unit is a *scope*: one partition number of all topics with one partition count. With range
+assignment, topics of equal count are assigned alike, so a scope's topics come and go together, its
+tables are co-partitioned with them, and its shards share one store.
+
+An assignment is opened in this order: where the partitions stand (ending what a dead worker left
+open), all partitions fetched but paused, then, for each scope by itself: its shards recovered, its
+lanes opened, its partitions resumed. It is closed in this order: lanes drain, each finishing the
+event in hand, under one deadline; those that hang are cancelled and their events undone; what has
+settled is committed and the partitions are marked as released; the shards stay warm for the case
+that they come straight back.
+
+What changes the lanes is serialised by one lock. A revocation that comes while an assignment is
+still being opened cancels the opening first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import trio
+
+from trickle.agents import Agent
+from trickle.commit import Committer
+from trickle.consumer import Consumer
+from trickle.context import next_number
+from trickle.exceptions import CommitFailed, ProducerFenced, TrickleError
+from trickle.positions import Positions
+from trickle.producer import Producer
+from trickle.sensors import Sensor
+from trickle.service import Service
+from trickle.streams import Lane, Pace
+from trickle.tables import Shard, Table, TableManager
+from trickle.transport.contract import Batch
+from trickle.types import TopicPartition
+
+__all__ = ["Conductor", "Scope"]
+
+logger = logging.getLogger("trickle.conductor")
+
+
+class Scope:
+    """One assigned partition number of the topics of one partition count.
+
+    Attributes:
+        count: the topics' partition count.
+        number: the partition number.
+        partitions: what is assigned of it.
+        lanes: one for each agent that reads it, once it is open.
+        shards: one for each table of this count.
+        changelogs: the same, by the changelog topic's name.
+    """
+
+    def __init__(self, count: int, number: int, partitions: frozenset[TopicPartition]) -> None:
+        self.count = count
+        self.number = number
+        self.partitions = partitions
+        self.lanes: list[Lane] = []
+        self.shards: dict[Table[Any, Any], Shard[Any, Any]] = {}
+        self.changelogs: dict[str, Shard[Any, Any]] = {}
+
+
+class Conductor(Service):
+    """Opens, feeds and closes lanes.
+
+    Args:
+        agents: those to run, internal ones included.
+        counts: the partition count of each topic that is consumed.
+        tables: the tables by the partition count that shards them.
+        consumer: the group's member; its listener is this conductor.
+        producer: replaced where another worker fenced it.
+        committer: commits what the lanes settle.
+        manager: opens and recovers shards.
+        sensor: told of assignments, events and failures.
+        drain_timeout: seconds that lanes have to finish the event in hand.
+        session_timeout: seconds within which a lost membership shows.
+        make_pace: makes the pace of a lane.
+    """
+
+    name = "Conductor"
+
+    def __init__(
+        self,
+        *,
+        agents: Sequence[Agent[Any, Any]],
+        counts: Mapping[str, int],
+        tables: Mapping[int, Sequence[Table[Any, Any]]],
+        consumer: Consumer,
+        producer: Producer,
+        committer: Committer,
+        manager: TableManager,
+        sensor: Sensor,
+        drain_timeout: float,
+        session_timeout: float,
+        make_pace: Callable[[], Pace] = Pace,
+    ) -> None:
+        super().__init__()
+        self._agents = agents
+        self._counts = counts
+        self._tables = tables
+        self._consumer = consumer
+        self._producer = producer
+        self._committer = committer
+        self._manager = manager
+        self._sensor = sensor
+        self._drain_timeout = drain_timeout
+        self._session_timeout = session_timeout
+        self._make_pace = make_pace
+        self._readers: dict[str, list[Agent[Any, Any]]] = defaultdict(list)
+        for agent in agents:
+            for topic in agent.topics:
+                self._readers[topic.name].append(agent)
+        self._changes = trio.Lock()
+        self._opening = trio.CancelScope()
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._epoch = 0
+        self._moved = trio.Event()
+        self._stale = False
+        self._scopes: dict[tuple[int, int], Scope] = {}
+        self._routes: dict[TopicPartition, list[Lane]] = {}
+        self._condemned: dict[tuple[str, str, int, int], TrickleError] = {}
+        self._buffered = 0
+        self._takers = trio.lowlevel.ParkingLot()
+        self._failures: list[Exception] = []
+        self._failed = trio.Event()
+        self._closed = False
+        self.ready = trio.Event()
+        self.undrained: list[str] = []
+        committer.attach(self.generation_ended, self.condemn)
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        task_status.started()
+        await self._failed.wait()
+        await self.close()
+        if len(self._failures) == 1:
+            raise self._failures[0]
+        raise ExceptionGroup("several agents failed", self._failures)
+
+    def _fail(self, error: Exception) -> None:
+        self._failures.append(error)
+        self._failed.set()
+
+    # Rebalances (transport.contract.RebalanceListener)
+
+    async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """These are ours now: open them, without keeping the driver waiting."""
+        self._assigned = partitions
+        self._epoch += 1
+        if not self._closed:
+            self.nursery.start_soon(self._open, partitions, self._epoch)
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """These are taken: drain, commit, release."""
+        self._leave()
+        async with self._changes:
+            await self._close(partitions, clean=True)
+
+    async def lost(self, partitions: frozenset[TopicPartition]) -> None:
+        """These are gone: nothing of them can be committed any more."""
+        logger.warning("this worker lost its place in the group: %d partitions", len(partitions))
+        self._leave()
+        self._stale = True
+        async with self._changes:
+            await self._close(partitions, clean=False)
+
+    def _leave(self) -> None:
+        self._assigned = frozenset()
+        self._epoch += 1
+        self._opening.cancel()
+        self._moved.set()
+        self._moved = trio.Event()
+
+    # Opening
+
+    async def _open(self, partitions: frozenset[TopicPartition], epoch: int) -> None:
+        try:
+            async with self._changes:
+                if epoch != self._epoch:
+                    return
+                with trio.CancelScope() as self._opening:
+                    await self._open_all(partitions)
+                    self.ready.set()
+        except Exception as error:  # noqa: BLE001 - it ends the conductor, which raises it
+            self._fail(error)
+
+    async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
+        started = trio.current_time()
+        if self._stale:  # whoever took over has fenced our transactional id
+            await self._producer.renew()
+            self._stale = False
+        positions = await self._consumer.recall(partitions)
+        scopes = self._group(partitions)
+        await self._manager.retain({(scope.count, scope.number) for scope in scopes})
+        lowest = {partition: position.offset for partition, position in positions.items()}
+        await self._consumer.client.assign(lowest, paused=partitions)
+        self._sensor.assigned(partitions)
+        async with trio.open_nursery() as nursery:
+            for scope in scopes:
+                nursery.start_soon(self._open_scope, scope, positions)
+        if partitions:
+            logger.info(
+                "%d partitions assigned, open after %.2f s",
+                len(partitions), trio.current_time() - started,
+            )  # fmt: skip
+        else:
+            logger.info("no partitions assigned: there are more workers than partitions")
+
+    def _group(self, partitions: Iterable[TopicPartition]) -> list[Scope]:
+        groups: dict[tuple[int, int], set[TopicPartition]] = defaultdict(set)
+        for partition in partitions:
+            groups[self._counts[partition.topic], partition.partition].add(partition)
+        return [Scope(*key, frozenset(group)) for key, group in sorted(groups.items())]
+
+    async def _open_scope(
+        self, scope: Scope, positions: Mapping[TopicPartition, Positions]
+    ) -> None:
+        tables = self._tables.get(scope.count, ())
+        if tables:
+            scope.shards = await self._manager.open(scope.count, scope.number, tables)
+            scope.changelogs = {table.changelog: shard for table, shard in scope.shards.items()}
+        agents = {
+            agent.name: agent
+            for partition in sorted(scope.partitions)
+            for agent in self._readers[partition.topic]
+        }
+        self._scopes[scope.count, scope.number] = scope
+        self._committer.enroll(scope)
+        for agent in agents.values():
+            self._open_lane(scope, agent, positions)
+        self._consumer.client.resume(scope.partitions)
+
+    def _open_lane(
+        self, scope: Scope, agent: Agent[Any, Any], positions: Mapping[TopicPartition, Positions]
+    ) -> None:
+        mine = [at for at in scope.partitions if any(t.name == at.topic for t in agent.topics)]
+        lane = Lane(
+            agent.name,
+            scope.number,
+            shards=dict(scope.shards),
+            positions={at.topic: positions[at].of(agent.name) for at in mine},
+            codecs=agent.codecs,
+            settlement=self._committer,
+            refuse=agent.refuse,
+            pace=self._make_pace(),
+            taken=self._taken,
+        )
+        lane.condemned = {
+            (topic, offset): error
+            for (name, topic, partition, offset), error in self._condemned.items()
+            if (name, partition) == (agent.name, scope.number)
+        }
+        scope.lanes.append(lane)
+        for partition in mine:
+            self._routes.setdefault(partition, []).append(lane)
+        self.nursery.start_soon(
+            self._work, agent, lane, name=f"{agent.name}[{scope.number}]"
+        )
+
+    async def _work(self, agent: Agent[Any, Any], lane: Lane) -> None:
+        try:
+            with lane.scope:
+                await agent.work(lane, self._sensor)
+        except Exception as error:  # noqa: BLE001 - it ends the conductor, which raises it
+            self._fail(error)
+        finally:
+            # Whatever ended it: an event still in hand has not happened.
+            lane.undo()
+            lane.stopping = True
+            lane.number = next_number()
+            self._buffered -= lane.inbox_bytes
+            lane.inbox.clear()
+            lane.inbox_bytes = 0
+            self._committer.forget(lane)
+            lane.ended.set()
+
+    # Closing
+
+    async def close(self) -> None:
+        """Drain, commit and release all lanes: the last thing before the group is left."""
+        if self._closed:
+            return
+        self._closed = True
+        partitions = self._assigned
+        self._leave()
+        async with self._changes:
+            await self._close(partitions, clean=True, last=True)
+
+    async def _close(
+        self, partitions: frozenset[TopicPartition], *, clean: bool, last: bool = False
+    ) -> None:
+        scopes = list(self._scopes.values())
+        lanes = [lane for scope in scopes for lane in scope.lanes]
+        if clean:
+            await self._drain(lanes)
+        await self._cancel(lanes)
+        failure: CommitFailed | None = None
+        try:
+            if clean:
+                await self._committer.commit(releasing=partitions)
+        except CommitFailed as error:
+            failure = error
+        for scope in scopes:
+            self._committer.dismiss(scope)
+            if failure is not None or not clean:
+                for shard in scope.shards.values():
+                    shard.revert()
+            if scope.shards:
+                self._manager.release(scope.count, scope.number)
+        self._scopes.clear()
+        self._routes.clear()
+        self._sensor.revoked(partitions)
+        if failure is not None or not clean:
+            self._committer.resume()
+        if failure is not None:
+            if last:
+                raise failure
+            logger.warning(
+                "the last commit before partitions were given back failed, their events since "
+                "the commit before run again elsewhere: %s", failure,
+            )  # fmt: skip
+
+    async def _drain(self, lanes: Sequence[Lane]) -> None:
+        """Let each lane finish the event in hand."""
+        for lane in lanes:
+            lane.drain()
+        with trio.move_on_after(self._drain_timeout):
+            for lane in lanes:
+                await lane.ended.wait()
+        for lane in lanes:
+            if not lane.ended.is_set():
+                self.undrained.append(f"{lane.agent}[{lane.partition}]")
+                logger.warning(
+                    "agent %s, partition %d, did not finish its event within drain_timeout=%g s: "
+                    "cancelled, the event runs again", lane.agent, lane.partition,
+                    self._drain_timeout,
+                )  # fmt: skip
+
+    async def _cancel(self, lanes: Sequence[Lane]) -> None:
+        """End lanes at once; one that shields itself is left behind, unable to take effect."""
+        for lane in lanes:
+            lane.stopping = True
+            lane.scope.cancel()
+        with trio.move_on_after(CANCEL_TIMEOUT_S):
+            for lane in lanes:
+                await lane.ended.wait()
+        for lane in lanes:
+            if not lane.ended.is_set():
+                logger.error(
+                    "agent %s, partition %d, resists its cancellation (a shielded scope?)",
+                    lane.agent, lane.partition,
+                )  # fmt: skip
+                lane.undo()
+                lane.number = next_number()
+
+    # Failed commits
+
+    async def generation_ended(self, error: CommitFailed) -> None:
+        """A commit failed: back to the last one, for all lanes."""
+        fenced = isinstance(error, ProducerFenced)
+        if fenced and not self._committer.overdue() and not await self._lost_membership():
+            raise ProducerFenced(
+                f"{error}: another program commits with this worker's transactional id; give each "
+                "its own data_dir, or its own app id"
+            ) from error
+        async with self._changes:
+            if self._committer.broken is None:
+                return  # a rebalance came first, and has cleared away
+            logger.warning("a commit failed, its events run again: %s", error)
+            lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
+            await self._cancel(lanes)
+            if fenced:
+                await self._producer.renew()
+                self._stale = False
+            for scope in self._scopes.values():
+                self._committer.dismiss(scope)
+                for shard in scope.shards.values():
+                    shard.revert()
+                if scope.shards:
+                    self._manager.release(scope.count, scope.number)
+            self._scopes.clear()
+            self._routes.clear()
+            self._committer.resume()
+        if self._assigned and not self._closed:
+            self.nursery.start_soon(self._open, self._assigned, self._epoch)
+
+    async def _lost_membership(self) -> bool:
+        """Tell whether this worker was fenced because it had lost its place in the group."""
+        if self._stale:
+            return True
+        with trio.move_on_after(self._session_timeout):
+            await self._moved.wait()
+            return True
+        return False
+
+    def condemn(self, lane: Lane, topic: str, offset: int, error: TrickleError) -> None:
+        """An event is known whose record the broker refuses: it gets its agent's policy."""
+        if lane.partition is not None:
+            self._condemned[lane.agent, topic, lane.partition, offset] = error
+
+    # What the fetcher needs (fetcher.Inboxes)
+
+    def deliver(self, batch: Batch) -> None:
+        """Put a batch into the inboxes of the lanes that want it."""
+        for lane in self._routes.get(TopicPartition(batch.topic, batch.partition), ()):
+            before = lane.inbox_bytes
+            lane.deliver(batch)
+            self._buffered += lane.inbox_bytes - before
+        self._sensor.records_in(batch.topic, batch.partition, len(batch), batch.next_offset)
+
+    def _taken(self, size: int) -> None:
+        self._buffered -= size
+        self._takers.unpark_all()
+
+    async def wait_taken(self) -> None:
+        """Wait until a lane takes a batch out of its inbox."""
+        await self._takers.park()
+
+    def buffered_bytes(self) -> int:
+        """Return how much waits in all inboxes."""
+        return self._buffered
+
+    def starving(self) -> bool:
+        """Tell whether a lane has nothing to do while others have."""
+        return any(lane.idle for lanes in self._routes.values() for lane in lanes)
+
+    def fullest(self) -> frozenset[TopicPartition]:
+        """Return the partitions of the lanes whose inboxes hold more than their share."""
+        count = sum(len(lanes) for lanes in self._routes.values())
+        share = self._buffered / (2 * max(1, count))
+        return frozenset(
+            partition
+            for partition, lanes in self._routes.items()
+            if any(lane.inbox_bytes > share for lane in lanes)
+        )
+
+    def below(self, partitions: frozenset[TopicPartition], size: int) -> frozenset[TopicPartition]:
+        """Return those of the partitions that have less than so many bytes waiting."""
+        return frozenset(
+            partition
+            for partition in partitions
+            if all(lane.inbox_bytes < size for lane in self._routes.get(partition, ()))
+        )
+
+    def lanes(self) -> list[Lane]:
+        """Return all lanes that are open."""
+        return [lane for scope in self._scopes.values() for lane in scope.lanes]
+
+
+CANCEL_TIMEOUT_S = 2.0

@@ -1,0 +1,190 @@
+"""Consumer: everything about consumption but the fetching.
+
+It owns the membership in the group: the client that the driver gives, its rebalances, which go on
+to the conductor, and the positions: what was committed for each partition, and by whom, and what
+may be committed next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from trickle.exceptions import OffsetOutOfRange, TransportError
+from trickle.positions import Positions, read_positions
+from trickle.service import Service
+from trickle.transport.contract import (
+    ConsumerClient,
+    ConsumerOptions,
+    Member,
+    RebalanceListener,
+    Transport,
+)
+from trickle.types import TopicPartition
+
+__all__ = ["Consumer"]
+
+logger = logging.getLogger("trickle.consumer")
+
+
+class Consumer(Service):
+    """A member of the app's consumer group.
+
+    Args:
+        transport: the broker.
+        options: how the group is joined.
+        listener: told of each change of the assignment: the conductor.
+        committer_id: names this worker in the offsets' metadata: its transactional id, or empty
+            under at-least-once, where nobody needs to be fenced.
+        first_position: where to start a partition without a committed offset.
+        out_of_range: what to do about a committed offset that the topic does not hold.
+    """
+
+    name = "Consumer"
+
+    def __init__(
+        self,
+        transport: Transport,
+        options: ConsumerOptions,
+        listener: RebalanceListener,
+        *,
+        committer_id: str,
+        first_position: str,
+        out_of_range: str,
+    ) -> None:
+        super().__init__()
+        self._transport = transport
+        self._options = options
+        self._listener = listener
+        self._committer_id = committer_id
+        self._first_position = first_position
+        self._out_of_range = out_of_range
+        self._client: ConsumerClient | None = None
+        self._committed: dict[TopicPartition, Positions] = {}
+
+    @property
+    def client(self) -> ConsumerClient:
+        """The driver's client.
+
+        Raises:
+            TransportError: the group has not been joined yet, or has been left.
+        """
+        if self._client is None:
+            raise TransportError("the consumer is not open: the worker is starting or stopping")
+        return self._client
+
+    @property
+    def member(self) -> Member:
+        """The membership as of now, for a commit."""
+        return self.client.member
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        async with self._transport.consumer(self._options, self) as client:
+            self._client = client
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._client = None
+
+    # Rebalances, passed on in order
+
+    async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """The driver gave partitions."""
+        await self._listener.assigned(partitions)
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """The driver takes partitions when this returns."""
+        await self._listener.revoked(partitions)
+        self._forget(partitions)
+
+    async def lost(self, partitions: frozenset[TopicPartition]) -> None:
+        """The driver has lost partitions."""
+        await self._listener.lost(partitions)
+        self._forget(partitions)
+
+    def _forget(self, partitions: frozenset[TopicPartition]) -> None:
+        for partition in partitions:
+            self._committed.pop(partition, None)
+
+    # Positions
+
+    async def recall(self, partitions: frozenset[TopicPartition]) -> Mapping[TopicPartition, Positions]:
+        """Find where the partitions stand: what is committed, or the first position.
+
+        A committer that gave a partition back uncleanly is fenced first: its transaction, if one
+        is open, would hold the committed offset back until it times out.
+
+        Raises:
+            OffsetOutOfRange: a committed offset that the topic does not hold (any more).
+        """
+        if not partitions:
+            return {}
+        admin, group = self._transport.admin, self._options.group
+        if self._committer_id:
+            latest = await admin.committed(group, partitions, stable=False)
+            for committer in sorted(self._unreleased(latest)):
+                logger.info("ending what %s may have left open", committer)
+                await admin.fence(committer)
+        committed = await admin.committed(group, partitions, stable=True)
+        marks = await admin.watermarks(partitions)
+        for partition in partitions:
+            found = committed.get(partition)
+            low, high = marks[partition]
+            if found is None:
+                first = low if self._first_position == "earliest" else high
+                self._committed[partition] = Positions(first)
+            elif low <= found.offset <= high:
+                self._committed[partition] = read_positions(found)
+            else:
+                self._committed[partition] = self._moved(partition, found.offset, low, high)
+        return {partition: self._committed[partition] for partition in partitions}
+
+    def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> set[str]:
+        found = (read_positions(offset) for offset in latest.values() if offset is not None)
+        return {p.committer for p in found if not p.released} - {self._committer_id, ""}
+
+    def _moved(self, partition: TopicPartition, offset: int, low: int, high: int) -> Positions:
+        where = (
+            f"topic {partition.topic!r}, partition {partition.partition}: the committed offset "
+            f"{offset} lies outside of what the topic holds, {low} to {high}"
+        )
+        if self._out_of_range == "stop":
+            raise OffsetOutOfRange(
+                f"{where}: records were deleted before they were read, or the topic was made "
+                "anew; choose where to go on by out_of_range='earliest' or 'latest'"
+            )
+        target = low if self._out_of_range == "earliest" else high
+        logger.warning("%s: going on at %d (out_of_range=%s)", where, target, self._out_of_range)
+        return Positions(target)
+
+    def plan(
+        self,
+        settled: Mapping[TopicPartition, Mapping[str, int]],
+        releasing: frozenset[TopicPartition],
+    ) -> dict[TopicPartition, Positions]:
+        """Return the positions that a commit now has to write: those that have changed."""
+        plan: dict[TopicPartition, Positions] = {}
+        for partition, agents in settled.items():
+            before = self._committed.get(partition)
+            if before is None:
+                continue
+            after = before.moved(
+                agents, self._committer_id, released=partition in releasing
+            )
+            if after != before and (after.offset, after.agents) != (before.offset, before.agents):
+                plan[partition] = after
+            elif partition in releasing and before.committer and not before.released:
+                plan[partition] = after
+        return plan
+
+    def committed(self, plan: Mapping[TopicPartition, Positions]) -> None:
+        """The plan's positions have been committed."""
+        self._committed.update(plan)
+
+    def positions(self) -> Mapping[TopicPartition, Positions]:
+        """Return the committed positions of the partitions that this worker holds."""
+        return dict(self._committed)

@@ -1,0 +1,67 @@
+"""What happens to an event that fails, and to a record that cannot be decoded: one policy for both.
+
+A failed event leaves no trace, whatever the policy: what it sent and wrote is undone first.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from trickle.exceptions import DefinitionError
+from trickle.topics import Topic
+from trickle.types import Duration
+from trickle.utils.durations import seconds
+
+__all__ = ["DeadLetter", "Policy", "Retry", "Skip", "Stop"]
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Let the error reach the worker, which commits what has settled and exits non-zero."""
+
+
+class Skip(msgspec.Struct, frozen=True):
+    """Log the event with its coordinates, count it, and go on behind it."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """Send the record as it came to a topic of dead letters, and go on behind it.
+
+    Headers name the error, its traceback, the agent and where the record came from. The dead
+    letter and the position are committed together.
+
+    Args:
+        topic: ``{app}-{agent}-dead-letters`` by default.
+    """
+
+    topic: Topic[bytes | None, bytes] | Topic[object, object] | str | None = None
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """Call the agent's function anew with the same event.
+
+    A record that cannot be decoded goes to ``then`` at once: it will not become readable.
+
+    Args:
+        times: retries, not counting the first attempt.
+        backoff: seconds before the first retry, doubled for each further one, up to a minute.
+        then: what to do when the last one fails.
+    """
+
+    times: int = 3
+    backoff: Duration = 1.0
+    then: Stop | Skip | DeadLetter = Stop()
+
+    def __post_init__(self) -> None:
+        if self.times < 0:
+            raise DefinitionError(f"Retry(times={self.times}): times must not be negative")
+        seconds(self.backoff, what="Retry(backoff=…)")
+
+    def pause_s(self, attempt: int) -> float:
+        """Return the seconds to wait before a retry, counted from 1."""
+        base = seconds(self.backoff, what="Retry(backoff=…)")
+        return min(base * 2.0 ** min(attempt - 1, 30), 60.0) if base < 60 else base
+
+
+Policy: TypeAlias = Stop | Skip | Retry | DeadLetter

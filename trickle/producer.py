@@ -1,0 +1,246 @@
+"""Producer: publishes what events and ticks have sent, and what is sent outside of them.
+
+Two clients. Effects of settled events go through the first, which is transactional under
+exactly-once; what is sent outside an event goes through the second, an idempotent one, and is
+delivered at once.
+
+An effect is produced as its event settles, into the open transaction. From a commit's snapshot
+until the next transaction has begun it is held instead: it would otherwise be committed without
+its position. What is held is bounded, for lanes wait at the commit's bounds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import trio
+
+from trickle.context import Effect
+from trickle.exceptions import CommitFailed, RecordRefused, TransportError
+from trickle.service import Service
+from trickle.transport.contract import (
+    CommittedOffset,
+    Member,
+    ProducerClient,
+    ProducerOptions,
+    TopicInfo,
+    Transport,
+)
+from trickle.types import RecordMetadata, TopicPartition
+
+__all__ = ["Producer"]
+
+logger = logging.getLogger("trickle.producer")
+
+
+class Producer(Service):
+    """Owns the clients that publish.
+
+    Args:
+        transport: the broker.
+        options: of the client for effects; with a transactional id under exactly-once.
+        topics: what is known of the topics; filled before the producer starts.
+    """
+
+    name = "Producer"
+
+    def __init__(
+        self, transport: Transport, options: ProducerOptions, topics: Mapping[str, TopicInfo]
+    ) -> None:
+        super().__init__()
+        self._transport = transport
+        self._options = options
+        self._topics = topics
+        self._effects: ProducerClient | None = None
+        self._plain: ProducerClient | None = None
+        self._stack = AsyncExitStack()
+        self._holding = False
+        self._backlog: deque[Effect] = deque()  # settled before the snapshot: this transaction's
+        self._next: list[Effect] = []  # settled after it: the next one's
+        self._unflushed = trio.Event()
+        self.refused: RecordRefused | None = None
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        async with AsyncExitStack() as outer:
+            self._stack = outer
+            self._plain = await outer.enter_async_context(
+                self._transport.producer(ProducerOptions())
+            )
+            await self._open()
+            task_status.started()
+            try:
+                await self._flush_plain()
+            finally:
+                await self._close_effects()
+
+    async def _open(self) -> None:
+        self._client_stack = AsyncExitStack()
+        self._effects = await self._client_stack.enter_async_context(
+            self._transport.producer(self._options)
+        )
+
+    async def _close_effects(self) -> None:
+        self._effects = None
+        await self._client_stack.aclose()
+
+    async def renew(self) -> None:
+        """Replace the client for effects, after another one took over its transactional id."""
+        await self._close_effects()
+        await self._open()
+
+    async def _flush_plain(self) -> None:
+        """See to it that what was sent without a wait is delivered, or fails aloud."""
+        plain = self._plain
+        assert plain is not None
+        try:
+            while True:
+                await self._unflushed.wait()
+                self._unflushed = trio.Event()
+                await plain.commit({}, None)
+        finally:
+            if self._unflushed.is_set():
+                with trio.CancelScope(shield=True):
+                    await plain.commit({}, None)  # bounded by the client's own timeout
+
+    # Effects
+
+    def publish(self, effects: Iterable[Effect]) -> None:
+        """Produce effects of an event that settles, or hold them for the next transaction."""
+        if self._holding:
+            self._next.extend(effects)
+        elif self._backlog:
+            self._backlog.extend(effects)
+        else:
+            self._produce(deque(effects))
+
+    def _produce(self, effects: deque[Effect]) -> None:
+        client = self._effects
+        if client is None:
+            raise TransportError("the producer is not open: the worker is starting or stopping")
+        while effects:
+            try:
+                if not client.produce(*effects[0]):
+                    break
+            except RecordRefused as error:
+                self.refused = error  # the commit that it belongs to will fail by it
+            effects.popleft()
+        if effects is not self._backlog:
+            self._backlog.extend(effects)
+
+    def hold(self) -> None:
+        """From now on, which is a commit's snapshot, effects belong to the next transaction."""
+        self._holding = True
+
+    async def commit(
+        self,
+        changelog: Iterable[tuple[str, int, list[tuple[bytes, bytes | None]]]],
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+    ) -> Mapping[TopicPartition, int]:
+        """Commit what was published before :meth:`hold`, changelog records, and offsets.
+
+        Args:
+            changelog: topic, partition, and (key, value) in chunks.
+            offsets: empty under at-least-once.
+
+        Returns:
+            The position behind the last changelog record of each changelog partition.
+
+        Raises:
+            CommitFailed: see :class:`~trickle.transport.contract.ProducerClient`.
+        """
+        client = self._effects
+        if client is None:
+            raise CommitFailed("the producer is not open: the worker is starting or stopping")
+        while self._backlog:
+            self._produce(self._backlog)
+            if self._backlog:
+                await client.drained()
+        for topic, partition, pairs in changelog:
+            await self._produce_changelog(client, topic, partition, pairs)
+            await trio.lowlevel.checkpoint()
+        if self.refused is not None:
+            refused, self.refused = self.refused, None
+            await client.abort()
+            raise CommitFailed(str(refused), refused=refused)
+        return await client.commit(offsets, member)
+
+    @staticmethod
+    async def _produce_changelog(
+        client: ProducerClient, topic: str, partition: int, pairs: list[tuple[bytes, bytes | None]]
+    ) -> None:
+        produce = client.produce
+        last = len(pairs) - 1
+        for index, (key, value) in enumerate(pairs):
+            watch = index == last
+            while not produce(
+                topic, partition, key, value, CHANGELOG_HEADERS, None, watch=watch
+            ):
+                await client.drained()
+
+    def release(self) -> None:
+        """The next transaction is open: produce what was held."""
+        self._holding = False
+        held, self._next = self._next, []
+        self._backlog.extend(held)
+        if self._backlog:
+            self._produce(self._backlog)
+
+    def reset(self) -> None:
+        """The generation ended: what was published since the last commit has not happened."""
+        self._backlog.clear()
+        self._next.clear()
+        self.refused = None
+        self._holding = False
+
+    # Outside events
+
+    async def send(self, effect: Effect) -> RecordMetadata:
+        """Deliver one record and tell where it went."""
+        return await self._plain_client().send(*effect)
+
+    def send_nowait(self, effect: Effect) -> None:
+        """Hand one record over; its failure to be delivered is this service's.
+
+        Raises:
+            trio.WouldBlock: the client's queue is full.
+        """
+        if not self._plain_client().produce(*effect):
+            raise trio.WouldBlock
+        self._unflushed.set()
+
+    async def send_all(self, effects: Iterable[Effect]) -> int:
+        """Deliver many records, in order; return their number when all are delivered."""
+        client = self._plain_client()
+        count = 0
+        for effect in effects:
+            while not client.produce(*effect):
+                await client.drained()
+            count += 1
+            if not count % 256:
+                await trio.lowlevel.checkpoint()
+        await client.commit({}, None)
+        return count
+
+    def _plain_client(self) -> ProducerClient:
+        if self._plain is None:
+            raise TransportError("the producer is not open: the app is starting or stopping")
+        return self._plain
+
+    def partitions(self, topic: str) -> int | None:
+        """Return a topic's partition count where it is known."""
+        info = self._topics.get(topic)
+        return info.partitions if info is not None else None
+
+    def record_bytes_max(self, topic: str) -> int | None:
+        """Return the largest record that a topic takes where it is known."""
+        info = self._topics.get(topic)
+        return info.record_bytes_max if info is not None else None
+
+
+CHANGELOG_HEADERS = (("trickle-format", b"1"),)
+"""The version of the format of changelog records: it travels beside them, never in their bytes."""

@@ -1,0 +1,468 @@
+"""A lane: one agent's work on one assigned partition number.
+
+It is the unit of ordering, of isolation and of revocation. Batches of records arrive in its
+inbox; the agent's stream takes events out of it, one at a time.
+
+How it is fast. A batch is worked on in *chunks*: some hundred records, decoded at once by ``map``.
+Taking an event is ``next()`` on the chunk's iterator, and nothing is counted per event: where the
+lane stands follows from the iterator's ``__length_hint__`` when somebody asks (once a commit). All
+that need not happen for each event happens between two chunks: letting other tasks run, waiting
+for room in the commit, the next batch.
+
+How it is exact. ``hand`` says whether an event is in hand: taken, and not settled. Settling is
+synchronous: checked first, then published, then joined to the next commit. So a commit's snapshot,
+which is synchronous as well, sees each event as a whole or not at all. A lane that is to take no
+further event gets an empty iterator in place of its chunk's, and so comes to :meth:`Lane.advance`,
+whatever it was doing; the hot path asks nothing.
+
+``pinned`` holds the positions at which a group of events began that settle together (``take``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from time import perf_counter
+from typing import Any, Protocol
+
+import trio
+
+from trickle.context import NUMBER, Effect, Turn, next_number
+from trickle.exceptions import DecodeError, TrickleError, UsageError
+from trickle.serializers import BoundCodec
+from trickle.transport.contract import Batch
+from trickle.types import Record
+
+__all__ = ["Lane", "OutOfPatience", "Pace", "Settlement"]
+
+CHUNK_MAX = 256
+BREATH_S = 0.005  # the longest that a lane works without letting other tasks run
+
+
+class OutOfPatience(Exception):  # noqa: N818 - a signal between a take and its lane, never seen
+    """The time that a group of events may wait for more is over."""
+
+
+class Settlement(Protocol):
+    """Where settled events go: the committer, as a lane sees it."""
+
+    chunk_max: int
+    """How many events a lane may take at once; 1 while a refused record is looked for."""
+
+    crowded: bool
+    """Whether a lane must ask for :meth:`room` before it takes more."""
+
+    def publish(self, effects: list[Effect]) -> None:
+        """Send the effects of an event that settles, in the open transaction."""
+        ...
+
+    def settled(self, events: int) -> None:
+        """So many events have settled."""
+        ...
+
+    def after(self, calls: list[Callable[[], Awaitable[object] | object]]) -> None:
+        """Call these once the next commit has succeeded."""
+        ...
+
+    async def room(self, lane: Lane) -> None:
+        """Wait until the next commit has room for what the lane will settle."""
+        ...
+
+    def busy(self, lane: Lane) -> None:
+        """The lane has records to work on."""
+        ...
+
+    def dry(self, lane: Lane) -> None:
+        """The lane has nothing in hand and nothing in its inbox."""
+        ...
+
+
+class Pace:
+    """How many events a lane takes before it lets others run: as many as fit into 5 ms."""
+
+    __slots__ = ("_since", "size")
+
+    def __init__(self) -> None:
+        self.size = 16
+        self._since = perf_counter()
+
+    async def breathe(self) -> None:
+        """Between two chunks: let other tasks run if 5 ms are over, and fit the next chunk."""
+        elapsed = perf_counter() - self._since
+        if elapsed > BREATH_S:
+            self.size = max(1, int(self.size * BREATH_S / elapsed))
+            await trio.lowlevel.checkpoint()
+            self._since = perf_counter()
+        elif self.size < CHUNK_MAX:
+            self.size *= 2
+
+    def rested(self) -> None:
+        """The lane has waited, so others have run."""
+        self._since = perf_counter()
+
+
+_NOTHING: Iterator[Any] = iter(())
+
+
+class Lane(Turn):
+    """One agent's work on one partition number, for one generation.
+
+    Args:
+        agent: the agent's name.
+        partition: the partition number.
+        shards: the shards of the partition number's scope, by table.
+        positions: where to start, by topic.
+        codecs: of the values, by topic.
+        settlement: where settled events go.
+        refuse: what the agent's policy does about a record that cannot become an event: it
+            returns, perhaps having staged effects, or raises where the policy is to stop.
+        pace: when to let other tasks run.
+        taken: told how many bytes have left the inbox.
+    """
+
+    __slots__ = (
+        "_refuse",
+        "_taken",
+        "attempt",
+        "attempt_of",
+        "base",
+        "batch",
+        "chunk",
+        "codecs",
+        "condemned",
+        "ended",
+        "frontier",
+        "hand",
+        "history",
+        "idle",
+        "inbox",
+        "inbox_bytes",
+        "last",
+        "pace",
+        "patience",
+        "pinned",
+        "positions",
+        "raw",
+        "scope",
+        "settlement",
+        "size",
+        "stopping",
+        "values",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        agent: str,
+        partition: int,
+        *,
+        shards: dict[Any, Any],
+        positions: Mapping[str, int],
+        codecs: Mapping[str, BoundCodec],
+        settlement: Settlement,
+        refuse: Callable[[Lane, Record, TrickleError], Awaitable[None]],
+        pace: Pace,
+        taken: Callable[[int], None],
+    ) -> None:
+        super().__init__(agent, partition, shards)
+        self.codecs = codecs
+        self.settlement = settlement
+        self._refuse = refuse
+        self.pace = pace
+        self._taken = taken
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+        # What waits, and up to where it has been delivered
+        self.inbox: deque[tuple[Batch, int]] = deque()
+        self.inbox_bytes = 0
+        self.frontier = dict(positions)
+        self.wake = trio.Event()
+        self.idle = True
+        # What is being worked on: records [base, base + size) of the batch are the chunk
+        self.positions = dict(positions)
+        self.batch: Batch | None = None
+        self.raw: Any = ()
+        self.base = 0
+        self.size = 0
+        self.chunk: Iterator[Any] = _NOTHING
+        self.values: Iterator[Any] = _NOTHING
+        self.hand = False
+        self.pinned: dict[str, int] | None = None
+        self.history: list[tuple[Batch, int]] = []
+        self.patience = math.inf
+        self.stopping = False
+        # Failures
+        self.attempt = 0
+        self.attempt_of: tuple[str, int] | None = None
+        self.condemned: dict[tuple[str, int], TrickleError] = {}
+        self.last: list[tuple[str, int]] = []  # what settled last, while commits are narrow
+
+    # What arrives
+
+    def deliver(self, batch: Batch) -> None:
+        """Put a batch into the inbox; what lies below the lane's position is dropped, always."""
+        frontier = self.frontier[batch.topic]
+        if batch.next_offset <= frontier or self.stopping:
+            return
+        start = 0
+        if batch.offset(0) < frontier:
+            start = next(i for i in range(len(batch)) if batch.offset(i) >= frontier)
+        self.frontier[batch.topic] = batch.next_offset
+        self.inbox.append((batch, start))
+        self.inbox_bytes += batch.size_bytes
+        self.wake.set()
+
+    def drain(self) -> None:
+        """Let the lane end after the event in hand."""
+        self.stopping = True
+        self.values = _NOTHING
+        self.wake.set()
+
+    # Where it stands
+
+    def settled_positions(self) -> dict[str, int]:
+        """Return the position behind the last settled event, by topic."""
+        if self.pinned is not None:
+            return self.pinned
+        positions = dict(self.positions)
+        batch = self.batch
+        if batch is not None:
+            index = self._next_index() - self.hand
+            at = batch.offset(index) if index < len(batch) else batch.next_offset
+            positions[batch.topic] = at
+        return positions
+
+    def _next_index(self) -> int:
+        return self.base + self.size - self.chunk.__length_hint__()  # type: ignore[attr-defined]
+
+    def in_hand(self) -> tuple[Batch, int]:
+        """Return the batch of the event in hand, the last one of a group, and its index there."""
+        if self.batch is not None:
+            return self.batch, self._next_index() - 1
+        if self.history:
+            batch, _ = self.history[-1]
+            return batch, len(batch) - 1
+        raise UsageError(f"agent {self.agent!r} has no event in hand")
+
+    def records_in_hand(self) -> list[Record]:
+        """Return the records of the event in hand: one, or those of a group."""
+        batch, last = self.in_hand()
+        if self.pinned is None:
+            return [batch.record(last)]
+        records: list[Record] = []
+        for taken, start in self.history:
+            end = last + 1 if taken is batch else len(taken)
+            records += [taken.record(index) for index in range(start, end)]
+        return records
+
+    def timestamp_ms(self) -> int | None:
+        batch, index = self.in_hand()
+        stamp = batch.timestamp_ms(index)
+        return stamp if stamp >= 0 else None
+
+    def key_bytes(self) -> bytes | None:
+        batch, index = self.in_hand()
+        return batch.record(index).key
+
+    # Taking and settling
+
+    def begin(self) -> None:
+        """A new event: contexts of earlier ones do not fit any more."""
+        self.number = number = next_number()
+        NUMBER.set(number)
+
+    def pin(self) -> None:
+        """Begin a group of events that settle together."""
+        self.pinned = self.settled_positions()
+        self.history = [] if self.batch is None else [(self.batch, self._next_index())]
+        self.values = _NOTHING
+        self.begin()
+
+    def settle(self) -> None:
+        """The event in hand is done: all its effects and changes join the next commit.
+
+        Raises:
+            EncodeError: a value changed in place cannot be written; nothing has settled then.
+        """
+        for shard in self.written:
+            shard.check()
+        if self.effects:
+            self.settlement.publish(self.effects)
+            self.effects.clear()
+            if self.settlement.crowded:
+                self.values = _NOTHING  # the next event waits for room
+        for shard in self.written:
+            shard.settle()
+        self.written.clear()
+        if self.after:
+            self.settlement.after(self.after)
+            self.after = []
+        self.touched = False
+
+    def finish(self) -> None:
+        """Settle the event in hand, if any, and have none."""
+        if self.touched:
+            self.settle()
+        if self.hand or self.pinned is not None:
+            if self.settlement.chunk_max == 1 and self.hand:
+                self.last = [(record.topic, record.offset) for record in self.records_in_hand()]
+            self.hand = False
+            self.pinned = None
+            self.history = []
+            self.number = next_number()  # a task of the event that is still there is too late now
+        self.values = _NOTHING
+
+    async def advance(self, *, keep: bool = False) -> Any:
+        """Take the next event where the chunk is used up, or was taken away.
+
+        Args:
+            keep: the event joins those in hand, instead of following them.
+
+        Raises:
+            StopAsyncIteration: the lane is to end.
+            OutOfPatience: a group's time is over.
+        """
+        if not keep:
+            self.finish()
+        while True:
+            if self.stopping:
+                raise StopAsyncIteration
+            if self.settlement.crowded and not keep:
+                await self.settlement.room(self)
+                if self.stopping:
+                    raise StopAsyncIteration
+            for value in self.chunk:
+                if keep:
+                    self.hand = True
+                else:
+                    self.begin()
+                    self.hand = True
+                    self.values = self.chunk
+                return value
+            self._close_chunk()
+            await self.pace.breathe()
+            if trio.current_time() >= self.patience:
+                raise OutOfPatience
+            if self.batch is not None:
+                await self._open_chunk(self.batch)
+            elif self.inbox:
+                self._take_batch()
+            else:
+                await self._wait()
+
+    def _take_batch(self) -> None:
+        if self.idle:
+            self.idle = False
+            self.settlement.busy(self)
+        batch, start = self.inbox.popleft()
+        self.inbox_bytes -= batch.size_bytes
+        self._taken(batch.size_bytes)
+        self.batch = batch
+        self.raw = batch.values()
+        self.base = start
+        if self.pinned is not None:
+            self.history.append((batch, start))
+
+    def _close_chunk(self) -> None:
+        """Count what the chunk held as taken; with it, perhaps, the batch ends."""
+        batch = self.batch
+        if batch is None:
+            return
+        if self.size:
+            self.settlement.settled(self.size)
+            self.base += self.size
+            self.size = 0
+        if self.base >= len(batch) and not self.hand:
+            self.positions[batch.topic] = batch.next_offset
+            self.batch = None
+            self.raw = ()
+
+    async def _open_chunk(self, batch: Batch) -> None:
+        """Decode the next records of the batch."""
+        start = self.base
+        size = min(self.pace.size, self.settlement.chunk_max)
+        raw = self.raw[start : start + size]
+        if not raw:  # the batch is used up, and a group still holds its last record
+            self.positions[batch.topic] = batch.next_offset
+            self.batch = None
+            return
+        if self.condemned:
+            condemned = self.condemned.pop((batch.topic, batch.offset(start)), None)
+            if condemned is not None:
+                await self._dispose(batch, condemned)
+                return
+        codec = self.codecs[batch.topic]
+        values: list[Any]
+        try:
+            values = [] if None in raw else list(map(codec.decode_fast, raw))
+        except Exception:  # noqa: BLE001 - which record it was, and why, is found one by one
+            values = []
+        if not values:
+            for data in raw:
+                try:
+                    values.append(codec.decode(data))
+                except DecodeError as error:
+                    if not values:
+                        await self._dispose(batch, error)
+                        return
+                    break  # it comes first in the next chunk
+        self.size = len(values)
+        self.chunk = iter(values)
+
+    async def _dispose(self, batch: Batch, error: TrickleError) -> None:
+        """Let the agent's policy decide on the record at ``base``, which is to be no event."""
+        grouped = self.hand
+        record = batch.record(self.base)
+        self.size, self.chunk = 1, _NOTHING
+        self.hand = True
+        try:
+            await self._refuse(self, record, error)
+        except BaseException:
+            self.size, self.hand = 0, grouped
+            raise
+        # No await from here on: a commit sees the effects and the position together, or neither.
+        # A group goes on, and settles what was staged with the rest.
+        if not grouped:
+            self.settle()
+        self.hand = grouped
+
+    def rewind(self) -> None:
+        """Take the events in hand again: after a failed attempt."""
+        if self.pinned is None:
+            batch, index = self.in_hand()
+        elif not self.history:  # a group that has nothing yet
+            self.pinned = None
+            return
+        else:
+            (batch, index), *later = self.history
+            for item in reversed(later):
+                self.inbox.appendleft(item)
+                self.inbox_bytes += item[0].size_bytes
+                self._taken(-item[0].size_bytes)
+            self.positions = dict(self.pinned)
+        self.batch = batch
+        self.raw = batch.values()
+        self.base, self.size = index, 0
+        self.chunk = self.values = _NOTHING
+        self.pinned = None
+        self.history = []
+        self.hand = False
+        self.number = next_number()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait before a retry; a drain ends it."""
+        with trio.move_on_after(seconds):
+            while not self.stopping:
+                self.wake = trio.Event()
+                await self.wake.wait()
+        self.pace.rested()
+
+    async def _wait(self) -> None:
+        if self.patience == math.inf and not self.idle:
+            self.idle = True
+            self.settlement.dry(self)
+        self.wake = trio.Event()
+        with trio.move_on_at(self.patience):
+            await self.wake.wait()
+        self.pace.rested()

@@ -1,0 +1,235 @@
+"""Stream: what an agent iterates.
+
+Taking the next value settles the event before it. The hot path is :meth:`Stream.__anext__`, and it
+is all of it: settle what the event in hand has touched, take the next decoded value, number it.
+Everything else is in :meth:`trickle.streams.lane.Lane.advance`, once a chunk.
+
+Operators wrap the stream that they are called on. Each has one method, ``pull``: the next item,
+either following the event in hand (``keep=False``) or joining it (``keep=True``, how ``take``
+gathers a group that settles as one).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Generic, cast
+
+import trio
+from typing_extensions import TypeVar
+
+from trickle.context import NUMBER, next_number
+from trickle.exceptions import UsageError
+from trickle.serializers import BoundCodec
+from trickle.streams.event import Event
+from trickle.streams.lane import Lane, OutOfPatience
+from trickle.types import Duration
+from trickle.utils.durations import seconds
+
+__all__ = ["Operator", "Stream"]
+
+V = TypeVar("V")
+K = TypeVar("K", default=Any)
+V2 = TypeVar("V2")
+
+
+class Stream(Generic[V, K]):
+    """The events of one partition number for one agent, in offset order.
+
+    Iterate it: ``async for value in stream``. It ends when the partition is taken away or the
+    worker stops, after the event in hand has settled.
+    """
+
+    __slots__ = ("_keys", "_lane")
+
+    def __init__(self, lane: Lane, keys: Mapping[str, BoundCodec]) -> None:
+        self._lane = lane
+        self._keys = keys
+
+    def __aiter__(self) -> Stream[V, K]:
+        return self
+
+    async def __anext__(self) -> V:
+        lane = self._lane
+        if lane.touched:
+            lane.settle()
+        for value in lane.values:
+            lane.number = number = next_number()
+            NUMBER.set(number)
+            return value
+        return await lane.advance()
+
+    async def pull(self, *, keep: bool) -> V:
+        """Take the next item; ``keep`` joins it to the event in hand instead of settling that."""
+        if keep:
+            return await self._lane.advance(keep=True)
+        return await Stream.__anext__(self)
+
+    def events(self) -> Stream[Event[V, K], K]:
+        """Iterate events instead of values: with key, headers, timestamp and where from."""
+        return _Events(self)
+
+    def items(self) -> Stream[tuple[K, V], K]:
+        """Iterate (key, value) pairs."""
+        return _Items(self)
+
+    def filter(self, predicate: Callable[[V], object]) -> Stream[V, K]:
+        """Pass over the events for which the predicate, sync or async, does not hold."""
+        return _Filter(self, predicate)
+
+    def map(self, function: Callable[[V], Awaitable[V2]] | Callable[[V], V2]) -> Stream[V2, K]:
+        """Replace each value by what the function, sync or async, makes of it."""
+        return _Map[V, V2, K](self, function)
+
+    def flat_map(self, function: Callable[[V], Iterable[V2]]) -> Stream[V2, K]:
+        """Pass on any number of values for each event; the event settles after its last one."""
+        return _FlatMap(self, function)
+
+    def enumerate(self, start: int = 0) -> Stream[tuple[int, V], K]:
+        """Iterate (number, value) pairs, numbered since the lane's function was called."""
+        return _Enumerate(self, start)
+
+    def take(self, n: int, within: Duration | None = None) -> Stream[list[V], K]:
+        """Iterate lists of up to ``n`` values, each of them one event: it settles as a whole.
+
+        Args:
+            n: how many values make a list.
+            within: seconds after the first value at which a shorter list is given; None waits
+                for all ``n``.
+        """
+        if n < 1:
+            raise UsageError(f"take(n={n}): n must be 1 or more")
+        return _Take(self, n, None if within is None else seconds(within, what="take(within=…)"))
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Operator(Stream[B, K], Generic[A, B, K]):
+    """A stream made from another one."""
+
+    __slots__ = ("_parent",)
+
+    def __init__(self, parent: Stream[A, K]) -> None:
+        super().__init__(parent._lane, parent._keys)
+        self._parent = parent
+
+    async def __anext__(self) -> B:
+        return await self.pull(keep=False)
+
+    async def pull(self, *, keep: bool) -> B:
+        raise NotImplementedError
+
+
+class _Events(Operator[V, Event[V, K], K]):
+    __slots__ = ()
+
+    async def pull(self, *, keep: bool) -> Event[V, K]:
+        value = await self._parent.pull(keep=keep)
+        lane = self._lane
+        batch, index = lane.in_hand()
+        return Event(value, self._keys[batch.topic], lane, batch, index, lane.number)
+
+
+class _Items(Operator[V, tuple[K, V], K]):
+    __slots__ = ()
+
+    async def pull(self, *, keep: bool) -> tuple[K, V]:
+        value = await self._parent.pull(keep=keep)
+        batch, index = self._lane.in_hand()
+        return self._keys[batch.topic].decode(batch.record(index).key), value
+
+
+class _Filter(Operator[V, V, K]):
+    __slots__ = ("_predicate",)
+
+    def __init__(self, parent: Stream[V, K], predicate: Callable[[V], object]) -> None:
+        super().__init__(parent)
+        self._predicate = predicate
+
+    async def pull(self, *, keep: bool) -> V:
+        while True:
+            value = await self._parent.pull(keep=keep)
+            holds = self._predicate(value)
+            if inspect.isawaitable(holds):
+                holds = await holds
+            if holds:
+                return value
+
+
+class _Map(Operator[V, V2, K], Generic[V, V2, K]):
+    __slots__ = ("_function",)
+
+    def __init__(
+        self, parent: Stream[V, K], function: Callable[[V], Awaitable[V2]] | Callable[[V], V2]
+    ) -> None:
+        super().__init__(parent)
+        self._function = function
+
+    async def pull(self, *, keep: bool) -> V2:
+        result = self._function(await self._parent.pull(keep=keep))
+        if inspect.isawaitable(result):
+            return cast("V2", await result)
+        return result
+
+
+class _FlatMap(Operator[V, V2, K]):
+    __slots__ = ("_function", "_pending")
+
+    def __init__(self, parent: Stream[V, K], function: Callable[[V], Iterable[V2]]) -> None:
+        super().__init__(parent)
+        self._function = function
+        self._pending: deque[V2] = deque()
+
+    async def pull(self, *, keep: bool) -> V2:
+        while not self._pending:
+            self._pending.extend(self._function(await self._parent.pull(keep=keep)))
+        return self._pending.popleft()
+
+
+class _Enumerate(Operator[V, tuple[int, V], K]):
+    __slots__ = ("_number",)
+
+    def __init__(self, parent: Stream[V, K], start: int) -> None:
+        super().__init__(parent)
+        self._number = start
+
+    async def pull(self, *, keep: bool) -> tuple[int, V]:
+        value = await self._parent.pull(keep=keep)
+        number = self._number
+        self._number += 1
+        return number, value
+
+
+class _Take(Operator[V, list[V], K]):
+    __slots__ = ("_n", "_within")
+
+    def __init__(self, parent: Stream[V, K], n: int, within: float | None) -> None:
+        super().__init__(parent)
+        self._n = n
+        self._within = within
+
+    async def pull(self, *, keep: bool) -> list[V]:
+        lane = self._lane
+        if not keep:
+            lane.finish()
+            lane.pin()
+        group: list[V] = []
+        try:
+            group.append(await self._parent.pull(keep=True))
+            if self._within is not None:
+                lane.patience = trio.current_time() + self._within
+            while len(group) < self._n:
+                group.append(await self._parent.pull(keep=True))
+        except OutOfPatience:
+            pass
+        except StopAsyncIteration:  # taken away before it was whole: it has not happened
+            lane.undo()
+            lane.rewind()
+            raise
+        finally:
+            lane.patience = math.inf
+        return group

@@ -1,0 +1,454 @@
+"""Descriptions of topics, and of what is consumed from them.
+
+A :class:`Topic` is a definition: a name, the types of its keys and values, how it is to be
+declared. A :class:`Source` is what an agent reads: topics, and steps before the agent sees the
+events. What changes the topology (``group_by``, ``through``) is declared on sources, so that the
+whole topology is known before anything runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Generic, Literal, cast, get_type_hints
+
+import msgspec
+from typing_extensions import TypeForm, TypeVar
+
+from trickle.context import OUTLET, Effect, Outlet, current_turn
+from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, UsageError
+from trickle.serializers import BoundCodec, codec_for
+from trickle.transport.contract import TopicSpec
+from trickle.types import Codec, Duration, Headers, HeadersInput, Partitioner, RecordMetadata
+from trickle.utils.durations import seconds
+from trickle.utils.names import check_name
+
+__all__ = ["Repartition", "Source", "Step", "Topic", "pack_headers", "timestamp_to_ms"]
+
+V = TypeVar("V")
+K = TypeVar("K", default=Any)
+V2 = TypeVar("V2")
+K2 = TypeVar("K2", default=Any)
+
+Step = tuple[Literal["filter", "map", "flat_map"], Callable[[Any], Any]]
+"""One step of a source: the name of a stream's operator, and its function."""
+
+
+class Repartition(msgspec.Struct, frozen=True, eq=False):
+    """An internal agent: it reads a source and writes its events to a topic, by a new key.
+
+    Attributes:
+        name: of the internal agent.
+        key: from an event's value to its new key; None keeps the old key (``through``).
+        owned: the topic is trickle's own, declared with the source's partition count.
+    """
+
+    name: str
+    source: Source[Any, Any]
+    target: Topic[Any, Any]
+    key: Callable[[Any], Any] | None
+    owned: bool
+
+
+class Source(Generic[V, K]):
+    """What an agent reads: one or more topics, and the steps that their events go through.
+
+    Attributes:
+        topics: what is consumed.
+        steps: what happens to each event before the agent sees it, in order.
+        repartitions: the internal agents that feed the topics, upstream first.
+    """
+
+    def __init__(
+        self,
+        topics: Sequence[Topic[Any, Any]],
+        steps: tuple[Step, ...] = (),
+        repartitions: tuple[Repartition, ...] = (),
+        *,
+        value_type: object = None,
+    ) -> None:
+        self.topics: tuple[Topic[Any, Any], ...] = tuple(topics)
+        self.steps = steps
+        self.repartitions = repartitions
+        self._value_type = value_type
+
+    def filter(self, predicate: Callable[[V], object]) -> Source[V, K]:
+        """Pass on only the events whose value the predicate holds for."""
+        return self._with(("filter", predicate), self._value_type)
+
+    def map(self, function: Callable[[V], V2]) -> Source[V2, K]:
+        """Pass on each event with another value."""
+        return cast("Source[V2, K]", self._with(("map", function), _returned(function)))
+
+    def flat_map(self, function: Callable[[V], Iterable[V2]]) -> Source[V2, K]:
+        """Pass on any number of values for each event; they settle together."""
+        return cast("Source[V2, K]", self._with(("flat_map", function), None))
+
+    def group_by(
+        self,
+        key: Callable[[V], K2] | str,
+        *,
+        name: str,
+        key_type: TypeForm[K2] | None = None,
+        value_type: TypeForm[Any] | None = None,
+    ) -> Source[V, K2]:
+        """Regroup by another key: the events travel through a repartition topic of trickle's own.
+
+        Args:
+            key: a function of the value, or the name of one of its fields.
+            name: the repartition topic is ``{app}-{name}-repartition``.
+            key_type: of the new keys, where neither the field nor the function's annotation
+                tells it; such keys are str otherwise.
+            value_type: of the events, where steps before change it and their annotations do not
+                tell.
+
+        Raises:
+            DefinitionError: the name is not one for a topic, or a type cannot be known.
+        """
+        first = self.topics[0]
+        check_name(name, what="group_by(name=…)")
+        value = self._known_value_type(value_type, f"group_by(name={name!r})")
+        if isinstance(key, str):
+            found = key_type or _field_type(value, key, name)
+            function = cast("Callable[[Any], Any]", _field_getter(key))
+        else:
+            found = key_type or _returned(key) or str
+            function = key
+        target: Topic[Any, Any] = Topic(
+            f"{first.app_id}-{name}-repartition",
+            app_id=first.app_id,
+            key=cast("TypeForm[Any]", found),
+            value=cast("TypeForm[Any]", value),
+            value_serializer=None if self._retyped else first.value_serializer,
+            deleting=True,
+            retention=-1,
+            internal=True,
+        )
+        step = Repartition(name, cast("Source[Any, Any]", self), target, function, owned=True)
+        return Source((target,), (), (*self.repartitions, step), value_type=value)
+
+    def through(self, topic: Topic[V2, K2], *, name: str | None = None) -> Source[V2, K2]:
+        """Send the events to a topic of the user's, by their keys, and go on from there."""
+        name = name or f"through-{topic.name}"
+        step = Repartition(name, cast("Source[Any, Any]", self), topic, None, owned=False)
+        return Source((topic,), (), (*self.repartitions, step), value_type=topic.value_type)
+
+    @property
+    def _retyped(self) -> bool:
+        return any(kind != "filter" for kind, _ in self.steps)
+
+    def _with(self, step: Step, value_type: object) -> Source[V, K]:
+        return Source(
+            self.topics, (*self.steps, step), self.repartitions, value_type=value_type
+        )
+
+    def _known_value_type(self, given: object, what: str) -> object:
+        if given is not None:
+            return given
+        if self._value_type is not None:
+            return self._value_type
+        if self._retyped:
+            raise DefinitionError(
+                f"{what} comes behind a map whose result's type cannot be known: "
+                "annotate the function's return type, or give group_by(…, value_type=)"
+            )
+        return self.topics[0].value_type
+
+
+class Topic(Source[V, K]):
+    """A topic: its name, its types, and how it is declared where it is missing.
+
+    Made by :meth:`App.topic`, whose docstring tells the arguments.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        app_id: str,
+        key: TypeForm[K] | None = None,
+        value: TypeForm[V] | None = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        partitions: int | None = None,
+        replicas: int | None = None,
+        retention: Duration | None = None,
+        compacting: bool | None = None,
+        deleting: bool | None = None,
+        config: Mapping[str, str] | None = None,
+        partitioner: Partitioner | None = None,
+        internal: bool = False,
+    ) -> None:
+        check_name(name, what="a topic's name")
+        if partitions is not None and partitions < 1:
+            raise DefinitionError(
+                f"topic {name!r}: partitions={partitions!r} is not a positive number"
+            )
+        self.name = name
+        self.app_id = app_id
+        self.key_type: object = bytes if key is None else key
+        self.value_type: object = bytes | None if value is None else value
+        self.value_serializer = value_serializer
+        self.key_codec: BoundCodec = codec_for(
+            self.key_type, key_serializer, what=f"the keys of topic {name!r}"
+        )
+        self.value_codec: BoundCodec = codec_for(
+            self.value_type, value_serializer, what=f"the values of topic {name!r}"
+        )
+        self.partitions = partitions
+        self.replicas = replicas
+        self.retention = retention
+        self.compacting = compacting
+        self.deleting = deleting
+        self.config = dict(config or {})
+        self.partitioner = partitioner
+        self.internal = internal
+        super().__init__((), value_type=self.value_type)
+        self.topics = (self,)
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name!r}>"
+
+    def spec(self, *, partitions: int | None = None, replicas: int | None = None) -> TopicSpec:
+        """Return the topic as it is to be declared; its own settings go before those given."""
+        retention_ms: int | None = None
+        if self.retention is not None:
+            kept = seconds(self.retention, what=f"topic {self.name!r}: retention", minimum=-1)
+            retention_ms = -1 if kept < 0 else int(kept * 1000)
+        return TopicSpec(
+            name=self.name,
+            partitions=self.partitions or partitions,
+            replicas=self.replicas or replicas,
+            retention_ms=retention_ms,
+            compacting=self.compacting,
+            deleting=self.deleting,
+            config=self.config,
+        )
+
+    async def send(
+        self,
+        value: V,
+        *,
+        key: K | None = None,
+        headers: HeadersInput | None = None,
+        timestamp: float | datetime | None = None,
+        partition: int | None = None,
+    ) -> RecordMetadata:
+        """Send a record.
+
+        Inside an event it joins the event's effects, at once and without an offset: it becomes
+        visible with the event's commit, or never. Outside it is delivered when this returns.
+
+        Args:
+            value: of the topic's value type; None is Kafka's null.
+            key: of the topic's key type; its bytes choose the partition.
+            headers: pairs or a mapping; text is UTF-8.
+            timestamp: POSIX seconds or an aware datetime; inside an event the event's by default,
+                outside the clock's.
+            partition: instead of the one that the key chooses.
+
+        Raises:
+            EncodeError: the key or the value is not of its type.
+            RecordRefused: the record is larger than its topic takes.
+            BrokerUnavailable: outside an event: no answer in time.
+        """
+        effect = self.effect(value, key, headers, timestamp, partition)
+        turn = current_turn()
+        if turn is None:
+            return await _outlet(self.name).send(effect)
+        return _stage(turn, effect)
+
+    def send_nowait(
+        self,
+        value: V,
+        *,
+        key: K | None = None,
+        headers: HeadersInput | None = None,
+        timestamp: float | datetime | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Send a record as :meth:`send` does, without a wait.
+
+        Outside an event it is delivered some time after, at the latest when the Run is left; a
+        failure to deliver is then the Run's.
+
+        Raises:
+            trio.WouldBlock: outside an event: the client's queue is full.
+        """
+        effect = self.effect(value, key, headers, timestamp, partition)
+        turn = current_turn()
+        if turn is None:
+            _outlet(self.name).send_nowait(effect)
+        else:
+            _stage(turn, effect)
+
+    async def send_all(
+        self, items: Iterable[tuple[K | None, V] | tuple[K | None, V, float]]
+    ) -> int:
+        """Deliver many records outside an event, in order, and return how many.
+
+        Args:
+            items: (key, value) or (key, value, timestamp in POSIX seconds).
+        """
+        if current_turn() is not None:
+            raise UsageError(
+                f"topic {self.name!r}: send_all belongs outside an event; inside one, call "
+                "send_nowait for each record, so that they join the event's effects"
+            )
+        effects = (
+            self.effect(item[1], item[0], None, item[2] if len(item) > 2 else None, None)
+            for item in items
+        )
+        return await _outlet(self.name).send_all(effects)
+
+    def effect(
+        self,
+        value: V,
+        key: K | None,
+        headers: HeadersInput | None,
+        timestamp: float | datetime | None,
+        partition: int | None,
+    ) -> Effect:
+        """Encode a record; what :meth:`send` then stages or delivers."""
+        return self.effect_of_bytes(
+            self._encode(self.key_codec, key, "key"),
+            self._encode(self.value_codec, value, "value"),
+            pack_headers(headers) if headers else (),
+            None if timestamp is None else timestamp_to_ms(timestamp),
+            partition,
+        )
+
+    def effect_of_bytes(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+    ) -> Effect:
+        """Make an effect of wire bytes, checked against what the topic takes."""
+        outlet = OUTLET.get()
+        if outlet is not None:
+            self._check_size(outlet.record_bytes_max(self.name), key, value, headers)
+            count = outlet.partitions(self.name)
+            if partition is not None and count is not None and not 0 <= partition < count:
+                raise UsageError(
+                    f"topic {self.name!r} has the partitions 0 to {count - 1}: "
+                    f"partition={partition} does not exist"
+                )
+            if partition is None and self.partitioner is not None and count is not None:
+                partition = self.partitioner(key, count)
+        return (self.name, partition, key, value, headers, timestamp_ms)
+
+    def _encode(self, codec: BoundCodec, value: object, what: str) -> bytes | None:
+        if value is None:
+            return None
+        try:
+            return codec.encode(value)
+        except EncodeError as error:
+            raise EncodeError(f"topic {self.name!r}, {what}: {error}") from error.__cause__
+
+    def _check_size(
+        self, limit: int | None, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> None:
+        if limit is None:
+            return
+        size = len(value or b"") + len(key or b"")
+        if size + _RECORD_OVERHEAD <= limit and not headers:
+            return
+        size += sum(len(name) + len(data or b"") + 10 for name, data in headers)
+        if size + _RECORD_OVERHEAD > limit:
+            raise RecordRefused(
+                f"a record of {size:,} bytes is larger than topic {self.name!r} takes: raise the "
+                f"topic's max.message.bytes ({limit:,}), or send less",
+                topic=self.name,
+            )
+
+
+# A batch header of 61 bytes, and lengths, offset and timestamp as varints
+# (Kafka's record format v2): the broker compares the whole batch with max.message.bytes.
+_RECORD_OVERHEAD = 100
+
+
+def pack_headers(headers: HeadersInput) -> Headers:
+    """Return headers as they travel: names with bytes or null.
+
+    Raises:
+        EncodeError: a header's name is no text, or its value neither text nor bytes.
+    """
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    packed: list[tuple[str, bytes | None]] = []
+    for name, data in pairs:
+        wire = data.encode() if isinstance(data, str) else data
+        if not isinstance(name, str) or not (wire is None or isinstance(wire, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise EncodeError(f"a header is a name with text, bytes or None: got {name!r}: {data!r}")
+        packed.append((name, wire))
+    return tuple(packed)
+
+
+def timestamp_to_ms(timestamp: float | datetime) -> int:
+    """Return POSIX milliseconds.
+
+    Args:
+        timestamp: POSIX seconds, or an aware datetime.
+
+    Raises:
+        UsageError: a naive datetime: whose clock it shows is not known.
+    """
+    if isinstance(timestamp, datetime):
+        if timestamp.tzinfo is None:
+            raise UsageError(
+                f"timestamp={timestamp!r} has no time zone: use an aware datetime or POSIX seconds"
+            )
+        timestamp = timestamp.timestamp()
+    return round(timestamp * 1000)
+
+
+def _stage(turn: Any, effect: Effect) -> RecordMetadata:
+    if effect[5] is None:
+        effect = (*effect[:5], turn.timestamp_ms())
+    turn.stage(effect)
+    stamp = effect[5]
+    return RecordMetadata(effect[0], effect[1], None, -1.0 if stamp is None else stamp / 1000)
+
+
+def _outlet(topic: str) -> Outlet:
+    outlet = OUTLET.get()
+    if outlet is None:
+        raise UsageError(
+            f"topic {topic!r} cannot be sent to: no app is running here; "
+            "send inside `async with app.run():` or `async with app.client():`"
+        )
+    return outlet
+
+
+def _returned(function: Callable[..., Any]) -> object:
+    """Return the type that a function says it returns, None where it does not say."""
+    try:
+        return get_type_hints(function).get("return")
+    except (NameError, TypeError, AttributeError):
+        return None
+
+
+def _field_getter(field: str) -> Callable[[Any], Any]:
+    def get(value: Any) -> Any:
+        return value[field] if isinstance(value, Mapping) else getattr(value, field)
+
+    return get
+
+
+def _field_type(value_type: object, field: str, name: str) -> object:
+    if not inspect.isclass(value_type) or value_type in (dict, object):
+        return str
+    try:
+        hints = get_type_hints(value_type)
+    except (NameError, TypeError):
+        return str
+    if hints and field not in hints:
+        raise DefinitionError(
+            f"group_by({field!r}, name={name!r}): {value_type.__name__} has no field {field!r}; "
+            f"it has {', '.join(sorted(hints))}"
+        )
+    found = hints.get(field, str)
+    return str if found is Any or isinstance(found, timedelta) else found
