@@ -1,1 +1,1 @@
-"""..."""
+"""Where tables keep their data: memory, LMDB."""

@@ -1,0 +1,300 @@
+"""What a shard must know of its key and value types: what may be kept as it is, and what fits.
+
+A *cell* is what a shard keeps for a key, and a cell never changes. Where the value type is known
+to be immutable, the cell is the value itself; otherwise it is the value's bytes, and each reader
+gets a copy of its own. So no reader can change what another sees, and undo is an assignment.
+
+*Fitting* makes sure of two things when a value is written, as later nobody could be told: that it
+can be encoded, and that what is decoded again, after a restart, equals what is kept. Only a round
+trip through the codec proves that in general. For numbers, text, bytes and bools in trickle's own
+serializers it is known without one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import types
+import typing
+import uuid
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin
+
+import msgspec
+import typing_extensions
+
+from trickle.exceptions import DecodeError, EncodeError
+from trickle.serializers import BoundCodec
+
+__all__ = ["ABSENT", "MISSING", "KeyShape", "Marker", "ValueShape", "is_immutable"]
+
+
+class Marker(enum.Enum):
+    """What stands where there is no value; an enum, so that type checkers know the two apart."""
+
+    ABSENT = "absent"
+    MISSING = "missing"
+
+
+ABSENT = Marker.ABSENT
+"""In the place of a cell: the table is known to have no such key."""
+
+MISSING = Marker.MISSING
+"""In the place of a cell: nothing is known here, look further."""
+
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
+_FLOAT_MAX = 1.7976931348623157e308
+
+_IMMUTABLE: frozenset[object] = frozenset(
+    {
+        int, float, bool, str, bytes, complex, type(None), None, decimal.Decimal, uuid.UUID,
+        datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
+    }
+)  # fmt: skip
+
+
+def is_immutable(kind: object, _seen: tuple[object, ...] = ()) -> bool:
+    """Tell whether all values of a type are known never to change."""
+    if kind in _seen:
+        return True  # a recursive type is decided by its other parts
+    seen = (*_seen, kind)
+    kind = getattr(kind, "__supertype__", kind)  # NewType
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is typing.Annotated:
+        return is_immutable(args[0], seen)
+    if origin is Literal:
+        return True
+    if origin is Union or origin is types.UnionType:
+        return all(is_immutable(arg, seen) for arg in args)
+    if origin is tuple or origin is frozenset:
+        return bool(args) and all(arg is Ellipsis or is_immutable(arg, seen) for arg in args)
+    if isinstance(kind, typing_extensions.TypeAliasType):
+        return is_immutable(kind.__value__, seen)
+    if not isinstance(kind, type) or origin is not None:
+        return False
+    if kind in _IMMUTABLE or issubclass(kind, enum.Enum):
+        return True
+    return _is_frozen(kind) and _fields_are_immutable(kind, seen)
+
+
+def _is_frozen(kind: type) -> bool:
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_config__.frozen
+    if dataclasses.is_dataclass(kind):
+        return bool(getattr(kind, "__dataclass_params__").frozen)  # noqa: B009 - not in the stubs
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")  # a NamedTuple
+
+
+def _fields_are_immutable(kind: type, seen: tuple[object, ...]) -> bool:
+    try:
+        hints = typing_extensions.get_type_hints(kind, include_extras=True)
+    except (NameError, TypeError):
+        return False
+    hints = {name: hint for name, hint in hints.items() if get_origin(hint) is not typing.ClassVar}
+    return bool(hints) and all(is_immutable(hint, seen) for hint in hints.values())
+
+
+class ValueShape:
+    """What a shard knows of its table's value type.
+
+    Attributes:
+        plain: cells are the values themselves; otherwise their bytes.
+        number: int or float where exact instances of it need no look but at their bounds.
+        low: the least such number.
+        high: the greatest.
+        nullable: the type has None among its values.
+    """
+
+    __slots__ = ("_codec", "_exact", "_what", "high", "low", "nullable", "number", "plain")
+
+    def __init__(self, table: str, kind: object, codec: BoundCodec, *, trusted: bool) -> None:
+        self._codec = codec
+        self._what = f"table {table!r}"
+        self.plain = is_immutable(kind)
+        self.nullable = _allows_none(kind)
+        self.number: type | None = kind if trusted and kind in (int, float) else None  # type: ignore[assignment]
+        self.low, self.high = (_INT_MIN, _INT_MAX) if kind is int else (-_FLOAT_MAX, _FLOAT_MAX)
+        self._exact = kind if trusted and kind in (str, bytes, bool) else None
+
+    def fit(self, key: object, value: Any) -> Any:
+        """Return the cell of a value that is written.
+
+        Raises:
+            EncodeError: the value is not of the table's type, or cannot be encoded.
+        """
+        if value is None:
+            if self.nullable:
+                return ABSENT
+            raise EncodeError(
+                f"{self._what}, key {_short(key)}: None is not a {self._codec.type_name}; "
+                "use `del` to remove the key, or give the table a value type with `| None`"
+            )
+        if type(value) is self._exact and (self._exact is not str or value.isascii()):
+            return value
+        data = self.encode_value(key, value)
+        copy = self.verify(key, value, data)
+        return copy if self.plain else data
+
+    def encode_value(self, key: object, value: Any) -> bytes:
+        """Return a value's bytes.
+
+        Raises:
+            EncodeError: it cannot be encoded.
+        """
+        try:
+            data = self._codec.encode(value)
+        except EncodeError as error:
+            raise self._misfit(key, value, error) from error
+        if data is None:
+            raise self._misfit(key, value, None)
+        return data
+
+    def verify(self, key: object, value: Any, data: bytes) -> Any:
+        """Return what will be read of a value's bytes.
+
+        Raises:
+            EncodeError: it would be no value of the table's type.
+        """
+        try:
+            return self._codec.decode(data)
+        except DecodeError as error:
+            raise self._misfit(key, value, error) from error
+
+    def _misfit(self, key: object, value: object, error: Exception | None) -> EncodeError:
+        return EncodeError(
+            f"{self._what}, key {_short(key)}: expected {self._codec.type_name}, got "
+            f"{_short(value)} of type {type(value).__qualname__}{_detail(error)}"
+        )
+
+    def encode(self, cell: Any) -> bytes | None:
+        """Return a cell's bytes, None where the key is absent."""
+        if cell is ABSENT:
+            return None
+        return self._codec.encode(cell) if self.plain else cell
+
+    def cell(self, data: bytes | None) -> Any:
+        """Return the cell of stored bytes.
+
+        Raises:
+            DecodeError: the bytes are no value of the table's type.
+        """
+        if data is None:
+            return ABSENT
+        return self.decode(data) if self.plain else data
+
+    def value(self, cell: Any) -> Any:
+        """Return the value of a cell: for the caller alone where it can be changed."""
+        return cell if self.plain else self.decode(cell)
+
+    def decode(self, data: bytes) -> Any:
+        """Return the value of stored bytes.
+
+        Raises:
+            DecodeError: the bytes are no value of the table's type.
+        """
+        try:
+            return self._codec.decode(data)
+        except DecodeError as error:
+            raise DecodeError(
+                f"{self._what}: a stored value is no {self._codec.type_name}: {error}; if the "
+                "table's value type has changed, give the new fields defaults, or name the table "
+                "anew"
+            ) from error
+
+
+class KeyShape:
+    """What a shard knows of its table's key type.
+
+    A shard's maps are indexed by *marks*: the key itself where its type is str, bytes or int,
+    otherwise the key's bytes (so that keys need not be hashable, and 1, 1.0 and True differ).
+
+    Attributes:
+        exact: str, bytes or int, where marks are keys; None otherwise.
+    """
+
+    __slots__ = ("_codec", "_what", "exact")
+
+    def __init__(self, table: str, kind: object, codec: BoundCodec) -> None:
+        self._codec = codec
+        self._what = f"table {table!r}"
+        self.exact: type | None = kind if kind in (str, bytes, int) else None  # type: ignore[assignment]
+
+    def mark(self, key: Any) -> Any:
+        """Return the mark of a key.
+
+        Raises:
+            EncodeError: it is no key of the table's type.
+        """
+        if type(key) is self.exact:
+            return key
+        try:
+            data = self._codec.encode(key)
+            copy = None if data is None else self._codec.decode(data)
+        except (EncodeError, DecodeError) as error:
+            raise EncodeError(
+                f"{self._what}: expected a key of type {self._codec.type_name}, got "
+                f"{_short(key)} of type {type(key).__qualname__}{_detail(error)}"
+            ) from error
+        if data is None:
+            raise EncodeError(f"{self._what}: None is no key, as it has no bytes; use another key")
+        return data if self.exact is None else copy
+
+    def encode(self, mark: Any) -> bytes:
+        """Return the bytes of the key of a mark.
+
+        Raises:
+            EncodeError: the key cannot be encoded: a str with lone surrogates, for one.
+        """
+        if self.exact is None:
+            return mark
+        try:
+            data = self._codec.encode(mark)
+        except EncodeError as error:
+            raise EncodeError(f"{self._what}: the key {_short(mark)}: {error}") from error
+        if data is None:
+            raise EncodeError(f"{self._what}: the key {_short(mark)} has no bytes")
+        return data
+
+    def mark_of(self, data: bytes) -> Any:
+        """Return the mark of a stored key."""
+        return data if self.exact is None else self.decode(data)
+
+    def key(self, mark: Any) -> Any:
+        """Return the key of a mark."""
+        return self.decode(mark) if self.exact is None else mark
+
+    def decode(self, data: bytes) -> Any:
+        """Return the key of stored bytes.
+
+        Raises:
+            DecodeError: the bytes are no key of the table's type.
+        """
+        try:
+            return self._codec.decode(data)
+        except DecodeError as error:
+            raise DecodeError(
+                f"{self._what}: a stored key is no {self._codec.type_name}: {error}; if the "
+                "table's key type has changed, name the table anew"
+            ) from error
+
+
+def _allows_none(kind: object) -> bool:
+    origin = get_origin(kind)
+    if origin is typing.Annotated:
+        return _allows_none(get_args(kind)[0])
+    if origin is Union or origin is types.UnionType:
+        return any(_allows_none(arg) for arg in get_args(kind))
+    if isinstance(kind, typing_extensions.TypeAliasType):
+        return _allows_none(kind.__value__)
+    return kind is None or kind is type(None) or kind is Any or kind is object
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _detail(error: BaseException | None) -> str:
+    return f": {error}" if error is not None and str(error) else ""

@@ -1,0 +1,531 @@
+"""A shard: one partition of one table, and what makes each event on it a transaction.
+
+Pure but for the reads of its :class:`~trickle.stores.contract.TableData`: no Trio, no clock.
+
+**Layers.** What a key's value is depends on who asks. From the newest to the oldest::
+
+    young, old    the cache, in two generations: current cells, those of the event in hand included
+    undo_log      for each key that the event in hand has changed: its cell before the event
+    dirty         settled, not yet in a commit
+    committing    in the commit that is under way
+    unstored      committed, not yet handed to the store
+    storing       on its way into the store
+    data          the store
+
+Each layer below the cache maps a mark (see :mod:`.shapes`) to a cell, and cells never change. So
+
+* the event's own agent sees the cache, then the layers from ``dirty`` down;
+* other agents see ``undo_log`` first, hence settled values;
+* outside reads see ``unstored`` and below, hence committed values;
+* *undo* puts the cells of the log back; *revert* (the end of a generation) forgets ``dirty``,
+  ``committing`` and what the cache says of their keys;
+* *snapshot* moves ``dirty`` to ``committing``: the event in hand is not in it, so none waits.
+
+**The cache.** A hit is one lookup in ``young``. A miss looks in ``old`` and moves the entry; when
+``young`` is full, ``old`` is dropped and ``young`` takes its place. Nothing is lost by dropping:
+what the store lacks is in a layer. Only cells of the event in hand live in the cache alone, and
+are carried over. The layers are bounded by :attr:`Shard.pressure`, which asks for a commit or a
+flush when they hold half of what the cache may.
+
+**Values that can change** (lists, most classes) are kept as bytes, and handed out as copies, on
+loan for one event: see :mod:`.loans`. The facade in :mod:`.table` reads ``hot`` and writes
+``young`` itself where key and value are of exact simple types: that path is measured by
+``benchmarks/table_write.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from trickle.context import Turn
+from trickle.exceptions import TableReadOnlyError
+from trickle.stores.contract import Position, TableData, stored_key
+from trickle.tables.loans import Loans
+from trickle.tables.placement import Placement
+from trickle.tables.shapes import ABSENT, MISSING, KeyShape, ValueShape
+
+__all__ = ["CacheLimits", "Changes", "Shard"]
+
+_SCAN_CHUNK = 1000
+_ENTRY_BYTES = 150  # a dict's slot, two small objects
+
+
+class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a shard may be in memory: whichever bound is met first.
+
+    Attributes:
+        entries: keys.
+        bytes: of keys and values, roughly.
+    """
+
+    entries: int = 100_000
+    bytes: int = 64 << 20
+
+
+class Changes:
+    """What one shard adds to a commit: one pair of bytes for each key that has changed.
+
+    Pairs are encoded as they are taken, and may be taken in portions and more than once: they
+    are those of the snapshot until the commit's end is told to the shard.
+    """
+
+    __slots__ = ("_cells", "shard")
+
+    def __init__(self, shard: Shard, cells: dict[Any, Any]) -> None:
+        self.shard = shard
+        self._cells = cells
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes | None]]:
+        encode_key = self.shard.keys.encode
+        encode = self.shard.values.encode
+        for mark, cell in self._cells.items():
+            yield encode_key(mark), encode(cell)
+
+
+class Shard:
+    """One partition of one table.
+
+    Args:
+        table: its name, for messages.
+        partitions: how many the table has.
+        data: what the store holds.
+        claim: called with an agent's name before its first write; raises where another agent
+            is the table's writer.
+        placement: the sampled check that keys belong here.
+        changed: called when there is something to store.
+
+    Attributes:
+        turn: whose event in hand has changed the shard (never one of a table with loans).
+        agent: the agent whose claim was granted.
+        size: the number of keys, as the event in hand sees it.
+        hot: what the facade may read without asking: ``young``, or nothing.
+        position: how far the changelog is in what has been committed.
+    """
+
+    __slots__ = (
+        "_changed", "_claim", "_generation_entries", "_pinned_bytes", "_size_committing",
+        "_young_bytes", "agent", "committing", "data", "dirty", "exact", "high", "hot", "keys",
+        "limits", "loans", "low", "number", "old", "partition", "partitions", "placement", "plain", "position",
+        "size", "size_committed", "storing", "table", "turn", "undo_log", "unstored", "values",
+        "young",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        table: str,
+        partition: int,
+        partitions: int,
+        keys: KeyShape,
+        values: ValueShape,
+        data: TableData,
+        *,
+        limits: CacheLimits | None = None,
+        claim: Callable[[str], None] | None = None,
+        placement: Placement | None = None,
+        changed: Callable[[], None] | None = None,
+    ) -> None:
+        self.table = table
+        self.partition = partition
+        self.partitions = partitions
+        self.keys = keys
+        self.values = values
+        self.data = data
+        self.limits = limits or CacheLimits()
+        self.placement = placement
+        self._claim = claim
+        self._changed = changed
+        self._generation_entries = max(1, self.limits.entries // 2)
+        self.plain = values.plain
+        # Copies for the hot path: one attribute instead of two.
+        self.exact = keys.exact
+        self.number = values.number if keys.exact is not None else None
+        self.low = values.low
+        self.high = values.high
+        self.turn: Turn | None = None
+        self.agent: str | None = None
+        self.loans: dict[Turn, Loans] = {}
+        self.undo_log: dict[Any, Any] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Forget all that is in memory: the store's data have changed, or are to be trusted."""
+        self.young: dict[Any, Any] = {}
+        self.hot: dict[Any, Any] = self.young if self.plain and self.exact is not None else {}
+        self.old: dict[Any, Any] = {}
+        self.dirty: dict[Any, Any] = {}
+        self.committing: dict[Any, Any] = {}
+        self.unstored: dict[Any, Any] = {}
+        self.storing: dict[Any, Any] = {}
+        self._young_bytes = 0
+        self._pinned_bytes = 0
+        self._close_events()
+        self.position: Position | None = self.data.position
+        self.size = self.size_committed = self._size_committing = self.data.count()
+
+    # What a key's cell is, for whom
+
+    def cell(self, mark: Any) -> Any:
+        """Return the current cell of a key, the event in hand's writes included."""
+        cell = self.young.get(mark, MISSING)
+        return self._load(mark) if cell is MISSING else cell
+
+    def settled_cell(self, mark: Any) -> Any:
+        """Return the cell of a key before the event in hand."""
+        cell = self.undo_log.get(mark, MISSING)
+        return self.cell(mark) if cell is MISSING else cell
+
+    def committed_cell(self, mark: Any) -> Any:
+        """Return the cell of a key at the last commit."""
+        cell = self.unstored.get(mark, MISSING)
+        if cell is MISSING:
+            cell = self.storing.get(mark, MISSING)
+        return self._stored_cell(mark) if cell is MISSING else cell
+
+    def _load(self, mark: Any) -> Any:
+        cell = self.old.get(mark, MISSING)
+        if cell is MISSING:
+            cell = self._layered(mark)
+        if cell is MISSING:
+            cell = self._stored_cell(mark)
+        self._remember(mark, cell)
+        return cell
+
+    def _layered(self, mark: Any) -> Any:
+        for layer in (self.dirty, self.committing, self.unstored, self.storing):
+            cell = layer.get(mark, MISSING)
+            if cell is not MISSING:
+                return cell
+        return MISSING
+
+    def _stored_cell(self, mark: Any) -> Any:
+        return self.values.cell(self.data.get(self.keys.encode(mark)))
+
+    def _remember(self, mark: Any, cell: Any) -> None:
+        young = self.young
+        young[mark] = cell
+        self._young_bytes += _cell_bytes(mark, cell)
+        if (
+            len(young) - len(self.undo_log) > self._generation_entries
+            or self._young_bytes > self.limits.bytes // 2
+        ):
+            carried = {mark: young[mark] for mark in self.undo_log}
+            self.old = young
+            self.young = carried
+            self._young_bytes = 0
+            if self.plain and self.exact is not None:
+                self.hot = carried
+
+    # The event in hand, where cells are values
+
+    def begin(self, turn: Turn) -> None:
+        """Let an event change the shard: its first change calls this.
+
+        Raises:
+            TableReadOnlyError: another agent writes this table, or another event is in hand.
+        """
+        if self.agent != turn.agent:
+            self.claim(turn)
+        if self.turn is not None and self.turn is not turn:
+            raise TableReadOnlyError(
+                f"table {self.table!r}, partition {self.partition}: two events of agent "
+                f"{turn.agent!r} write it at once; only one may, so that each can be undone"
+            )
+        self.turn = turn
+        turn.join(self)
+
+    def claim(self, turn: Turn) -> None:
+        """Make sure that the turn's agent is the table's writer.
+
+        Raises:
+            TableReadOnlyError: another agent is.
+        """
+        if self.agent != turn.agent:
+            if self._claim is not None:
+                self._claim(turn.agent)
+            self.agent = turn.agent
+
+    def put(self, turn: Turn, key: Any, value: Any) -> None:
+        """Set a key's value; None removes the key where the type allows None.
+
+        Raises:
+            EncodeError: key or value is not of the table's type.
+            TableReadOnlyError: the turn's agent may not write.
+        """
+        mark = self.keys.mark(key)
+        if not self.plain:
+            self.loans_of(turn).put(mark, value)
+            return
+        if self.turn is not turn:
+            self.begin(turn)
+        self._put_cell(mark, self.values.fit(key, value))
+
+    def delete(self, turn: Turn, key: Any) -> bool:
+        """Remove a key; tell whether it was there."""
+        mark = self.keys.mark(key)
+        if not self.plain:
+            return self.loans_of(turn).delete(mark)
+        if self.turn is not turn:
+            self.begin(turn)
+        there = self.cell(mark) is not ABSENT
+        if there:
+            self._put_cell(mark, ABSENT)
+        return there
+
+    def _put_cell(self, mark: Any, cell: Any) -> None:
+        before = self.cell(mark)
+        self.undo_log.setdefault(mark, before)
+        self.size += (cell is not ABSENT) - (before is not ABSENT)
+        self._pinned_bytes += _cell_bytes(mark, cell)
+        self.young[mark] = cell
+
+    def check(self) -> None:
+        """Find nothing: cells were fitted when they were written."""
+
+    def settle(self) -> None:
+        """The event is done: its changes join the next commit."""
+        undo_log = self.undo_log
+        dirty = self.dirty
+        young = self.young
+        for mark in undo_log:
+            dirty[mark] = young[mark]
+        placement = self.placement
+        if placement is not None:
+            placement.countdown -= 1
+            if placement.countdown < 0 and self.turn is not None:
+                placement.check(self.turn, map(self.keys.encode, undo_log))
+        undo_log.clear()
+        self.turn = None
+
+    def undo(self) -> None:
+        """The event failed: its changes vanish."""
+        young = self.young
+        for mark, before in self.undo_log.items():
+            self.size += (before is not ABSENT) - (young[mark] is not ABSENT)
+            young[mark] = before
+        self.undo_log.clear()
+        self.turn = None
+
+    # The event in hand, where values are on loan
+
+    def loans_of(self, turn: Turn) -> Loans:
+        """Return what the event in hand of a turn has borrowed; its first loan joins the turn."""
+        loans = self.loans.get(turn)
+        if loans is None:
+            loans = self.loans[turn] = Loans(self, turn)
+            turn.join(loans)
+        return loans
+
+    def apply(self, turn: Turn, changes: dict[Any, Any]) -> None:
+        """Take over what an event has changed in values on loan: it settles."""
+        for mark, cell in changes.items():
+            before = self.cell(mark)
+            self.size += (cell is not ABSENT) - (before is not ABSENT)
+            self._remember(mark, cell)
+            self._pinned_bytes += _cell_bytes(mark, cell)
+            self.dirty[mark] = cell
+        placement = self.placement
+        if placement is not None and changes:
+            placement.countdown -= 1
+            if placement.countdown < 0:
+                placement.check(turn, map(self.keys.encode, changes))
+
+    # Reading, for whom
+
+    def read(self, turn: Turn, key: Any) -> Any:
+        """Return a key's value as the turn's event sees it, ABSENT where there is none."""
+        mark = self.keys.mark(key)
+        if not self.plain:
+            return self.loans_of(turn).get(mark)
+        own = self.turn is turn or self.turn is None
+        return self.cell(mark) if own else self.settled_cell(mark)
+
+    def has(self, turn: Turn, key: Any) -> bool:
+        """Tell whether the key is there, as the turn's event sees it; borrows nothing."""
+        mark = self.keys.mark(key)
+        loans = self.loans.get(turn)
+        if loans is not None:
+            return loans.present(mark)
+        own = self.turn is turn or self.turn is None
+        return (self.cell(mark) if own else self.settled_cell(mark)) is not ABSENT
+
+    def read_settled(self, key: Any) -> Any:
+        """Return a key's value before the event in hand, ABSENT where there is none."""
+        return self._value(self.settled_cell(self.keys.mark(key)))
+
+    def read_committed(self, key: Any) -> Any:
+        """Return a key's value at the last commit, ABSENT where there is none."""
+        return self._value(self.committed_cell(self.keys.mark(key)))
+
+    def _value(self, cell: Any) -> Any:
+        return cell if cell is ABSENT else self.values.value(cell)
+
+    def count(self, turn: Turn) -> int:
+        """Return the number of keys as the turn's event sees it."""
+        loans = self.loans.get(turn)
+        if loans is not None:
+            return self.size + loans.size()
+        if self.turn is None or self.turn is turn:
+            return self.size
+        return self._size_settled()
+
+    def _size_settled(self) -> int:
+        young = self.young
+        return self.size + sum(
+            (before is not ABSENT) - (young[mark] is not ABSENT)
+            for mark, before in self.undo_log.items()
+        )
+
+    # Iteration: no reader of the store stays open between two steps
+
+    def marks(self, turn: Turn | None) -> Iterator[Any]:
+        """Yield the marks of the keys that a turn's event sees, or of the committed ones.
+
+        They come in the order of stored keys. Keys that are removed meanwhile are left out, keys
+        that are added meanwhile may or may not be seen.
+        """
+        loans = None if turn is None else self.loans.get(turn)
+        borrowed = set[Any]() if loans is None else set(loans.marks)
+        for mark, data in self._candidates(turn, borrowed):
+            if loans is not None and mark in borrowed:
+                there = loans.present(mark)
+            elif turn is None:
+                there = self._present(self.unstored, self.storing, mark, data)
+            elif mark in self.undo_log and self.turn is not turn:
+                there = self.undo_log[mark] is not ABSENT
+            else:
+                cell = self.young.get(mark, MISSING)
+                if cell is MISSING:
+                    cell = self.old.get(mark, MISSING)
+                if cell is MISSING:
+                    cell = self._layered(mark)
+                there = data is not None if cell is MISSING else cell is not ABSENT
+            if there:
+                yield mark
+
+    @staticmethod
+    def _present(first: dict[Any, Any], second: dict[Any, Any], mark: Any, data: Any) -> bool:
+        cell = first.get(mark, MISSING)
+        if cell is MISSING:
+            cell = second.get(mark, MISSING)
+        return data is not None if cell is MISSING else cell is not ABSENT
+
+    def _candidates(
+        self, turn: Turn | None, borrowed: set[Any]
+    ) -> Iterator[tuple[Any, bytes | None]]:
+        """Yield all marks of the store and of the layers in order, with the store's bytes."""
+        layers: list[Iterable[Any]] = [borrowed, self.unstored, self.storing]
+        if turn is not None:
+            layers += [self.undo_log, self.dirty, self.committing]
+        encode = self.keys.encode
+        ours = sorted(
+            {stored_key(encode(mark)): mark for layer in layers for mark in layer}.items()
+        )
+        at = 0
+        after: bytes | None = None
+        while True:
+            chunk = self.data.scan(after, _SCAN_CHUNK)
+            for key, data in chunk:
+                order = stored_key(key)
+                while at < len(ours) and ours[at][0] < order:
+                    yield ours[at][1], None
+                    at += 1
+                if at < len(ours) and ours[at][0] == order:
+                    at += 1
+                yield self.keys.mark_of(key), data
+            if len(chunk) < _SCAN_CHUNK:
+                break
+            after = chunk[-1][0]
+        for _, mark in ours[at:]:
+            yield mark, None
+
+    # Commits
+
+    def snapshot(self) -> Changes | None:
+        """Take what has settled since the last commit into one; None where there is nothing.
+
+        Raises:
+            RuntimeError: the last one was neither committed nor reverted.
+        """
+        if self.committing:
+            raise RuntimeError(f"table {self.table!r}: a commit is under way already")
+        if not self.dirty:
+            return None
+        self.committing, self.dirty = self.dirty, {}
+        self._size_committing = self._size_settled()
+        return Changes(self, self.committing)
+
+    def committed(self, position: Position) -> None:
+        """The commit has succeeded: hand its changes to the store some time.
+
+        Args:
+            position: the changelog's, behind the records of this commit.
+        """
+        self.unstored.update(self.committing)
+        self.committing = {}
+        self.size_committed = self._size_committing
+        self.position = position
+        if self._changed is not None:
+            self._changed()
+
+    def revert(self) -> None:
+        """The generation has ended: go back to the last commit, the event in hand included."""
+        for layer in (self.undo_log, self.dirty, self.committing):
+            for mark in layer:
+                self.young.pop(mark, None)
+                self.old.pop(mark, None)
+        self.dirty = {}
+        self.committing = {}
+        self._close_events()
+        self.size = self._size_committing = self.size_committed
+
+    def _close_events(self) -> None:
+        self.undo_log.clear()
+        self.turn = None
+        for loans in self.loans.values():
+            loans.void()
+        self.loans.clear()
+
+    @property
+    def pressure(self) -> bool:
+        """Whether so much waits for a commit or for the store that one should be made now."""
+        waiting = len(self.dirty) + len(self.committing) + len(self.unstored) + len(self.storing)
+        return waiting >= self._generation_entries or self._pinned_bytes >= self.limits.bytes // 2
+
+    # Storing
+
+    def begin_store(self) -> Changes | None:
+        """Take what is committed and not yet stored; None where there is nothing.
+
+        It is followed by :meth:`stored` or :meth:`store_failed`.
+        """
+        if self.storing:
+            raise RuntimeError(f"table {self.table!r}: its changes are being stored already")
+        if not self.unstored:
+            return None
+        self.storing, self.unstored = self.unstored, {}
+        return Changes(self, self.storing)
+
+    def stored(self) -> None:
+        """What was taken by :meth:`begin_store` is in the store now."""
+        self.storing = {}
+        self._pinned_bytes = 0
+
+    def store_failed(self) -> None:
+        """What was taken by :meth:`begin_store` is not in the store."""
+        self.unstored = {**self.storing, **self.unstored}
+        self.storing = {}
+
+
+def _cell_bytes(mark: Any, cell: Any) -> int:
+    size = _ENTRY_BYTES
+    if isinstance(mark, (bytes, str)):
+        size += len(mark)
+    if isinstance(cell, (bytes, str)):
+        size += len(cell)
+    return size

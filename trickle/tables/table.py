@@ -1,0 +1,395 @@
+"""Table: a typed mapping over one shard in an event, over committed values everywhere else.
+
+A :class:`Table` is a definition, like a topic: it holds no data. What it shows depends on where
+it is used. In an event it finds the shard of the lane by the context (:mod:`trickle.context`).
+Elsewhere it finds the Run by :data:`HOLDER`, and shows what is committed in the partitions that
+this Run holds, to read only.
+
+``__getitem__`` and ``__setitem__`` are the hot path of a stateful agent: they look into the
+shard's cache themselves, and leave whatever is not a plain hit to the shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    ValuesView,
+)
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar, cast, overload
+
+from typing_extensions import TypeForm
+
+from trickle.context import CURRENT, NUMBER, Turn, current_turn
+from trickle.exceptions import DefinitionError, EventSettledError, TableReadOnlyError, UsageError
+from trickle.serializers import BoundCodec, codec_for
+from trickle.tables.shapes import ABSENT, MISSING, KeyShape, ValueShape
+from trickle.tables.shard import Shard
+from trickle.topics import Source
+from trickle.transport.contract import TopicSpec
+from trickle.types import Codec, Partitioner
+from trickle.utils.murmur2 import partition_of
+from trickle.utils.names import check_name
+
+__all__ = ["HOLDER", "Holder", "Table"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+D = TypeVar("D")
+
+TRUSTED_SERIALIZERS = frozenset({None, "json", "msgpack", "str", "raw"})
+"""Serializers known to read numbers, text, bytes and bools back as they wrote them."""
+
+
+class Holder(Protocol):
+    """What a Run shows of its tables to code outside events."""
+
+    def shards_of(self, table: Table[Any, Any]) -> Sequence[Shard]:
+        """Return the shards of a table that are ready in this Run, by partition."""
+        ...
+
+
+HOLDER: ContextVar[Holder | None] = ContextVar("trickle.tables", default=None)
+"""The tables of the Run that the running task belongs to."""
+
+
+class Table(MutableMapping[K, V]):
+    """A table: its name, its types, and where its keys belong.
+
+    Made by :meth:`App.table`, whose docstring tells the arguments.
+
+    Attributes:
+        changelog: the name of the topic that keeps it.
+        source: whose partitions shard it; None where all sources agree.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        app_id: str,
+        key: TypeForm[K],
+        value: TypeForm[V],
+        default: Callable[[], V] | None = None,
+        source: Source[Any, Any] | None = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        replicas: int | None = None,
+        config: Mapping[str, str] | None = None,
+        partitioner: Partitioner | None = None,
+    ) -> None:
+        check_name(name, what="a table's name")
+        if default is not None and not callable(default):
+            raise DefinitionError(
+                f"table {name!r}: default={default!r} is no function: give one that makes a new "
+                "value at each call, as in default=int or default=list"
+            )
+        self.name = name
+        self.app_id = app_id
+        self.changelog = f"{app_id}-{name}-changelog"
+        self.key_type: object = key
+        self.value_type: object = value
+        self.default = default
+        self.source = source
+        self.replicas = replicas
+        self.config = dict(config or {})
+        self.partitioner: Partitioner = partitioner or partition_of
+        self.key_codec: BoundCodec = codec_for(
+            key, key_serializer, what=f"the keys of table {name!r}"
+        )
+        self.value_codec: BoundCodec = codec_for(
+            value, value_serializer, what=f"the values of table {name!r}"
+        )
+        self.keys_shape = KeyShape(name, key, self.key_codec)
+        trusted = isinstance(value_serializer, str | None) and (
+            value_serializer in TRUSTED_SERIALIZERS
+        )
+        self.values_shape = ValueShape(name, value, self.value_codec, trusted=trusted)
+
+    # A definition is itself, whatever it shows.
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<Table {self.name!r}>"
+
+    def changelog_spec(self, *, partitions: int, replicas: int | None = None) -> TopicSpec:
+        """Return the changelog as it is to be declared.
+
+        Args:
+            partitions: of the source; the changelog has as many.
+            replicas: unless the table has its own.
+        """
+        return TopicSpec(
+            name=self.changelog,
+            partitions=partitions,
+            replicas=self.replicas or replicas,
+            retention_ms=-1,
+            compacting=True,
+            deleting=False,
+            config=self.config,
+        )
+
+    # The hot path
+
+    def __getitem__(self, key: K) -> V:
+        """Return a key's value; in an event a missing key gives the table's default.
+
+        Raises:
+            KeyError: the key is missing and the table has no default.
+        """
+        turn = CURRENT.get()
+        if turn is not None and turn.number == NUMBER.get():
+            shard = turn.shards.get(self)
+            if shard is not None:
+                if shard.turn is turn or shard.turn is None:
+                    try:
+                        value = shard.hot.get(key, MISSING)
+                    except TypeError:  # an unhashable key
+                        value = MISSING
+                    if value is not MISSING and value is not ABSENT:
+                        return value
+                value = shard.read(turn, key)
+                return self._default(turn, shard, key) if value is ABSENT else value
+        value = self._committed(key)
+        if value is ABSENT:
+            if self.default is None:
+                raise KeyError(key)
+            return self.default()
+        return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        """Set a key's value, as part of the event in hand.
+
+        Raises:
+            EncodeError: key or value is not of the table's type.
+            TableReadOnlyError: no event is in hand, or another agent writes this table.
+        """
+        turn = CURRENT.get()
+        if turn is not None and turn.number == NUMBER.get():
+            shard: Shard | None = turn.shards.get(self)
+            if shard is not None:
+                if (
+                    type(value) is shard.number
+                    and type(key) is shard.exact
+                    and shard.low <= value <= shard.high  # type: ignore[operator]
+                ):
+                    old = shard.young.get(key, ABSENT)
+                    if old is not ABSENT:
+                        if shard.turn is not turn:
+                            shard.begin(turn)
+                        shard.undo_log.setdefault(key, old)
+                        shard.young[key] = value
+                        return
+                shard.put(turn, key, value)
+                return
+        turn, shard = self._writable()
+        shard.put(turn, key, value)
+
+    # The rest of a mapping
+
+    def __delitem__(self, key: K) -> None:
+        turn, shard = self._writable()
+        if not shard.delete(turn, key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        place = self._lane()
+        if place is not None:
+            return place[1].has(place[0], key)
+        return self._committed(cast("K", key)) is not ABSENT
+
+    def __len__(self) -> int:
+        place = self._lane()
+        if place is not None:
+            return place[1].count(place[0])
+        return sum(shard.size_committed for shard in self._held())
+
+    def __iter__(self) -> Iterator[K]:
+        """Iterate over the keys, in the order of their bytes within a partition."""
+        place = self._lane()
+        if place is None:
+            for shard in self._held():
+                yield from map(self.keys_shape.key, shard.marks(None))
+            return
+        turn, shard = place
+        number = turn.number
+        for mark in shard.marks(turn):
+            if turn.number != number:
+                raise EventSettledError(
+                    f"table {self.name!r}: this iteration belongs to an event that has settled; "
+                    "finish it inside the event, or make a list of it"
+                )
+            yield self.keys_shape.key(mark)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    @overload
+    def get(self, key: K, /) -> V | None: ...
+    @overload
+    def get(self, key: K, /, default: V | D) -> V | D: ...
+    @overload
+    def get(self, key: K, /, default: D) -> V | D: ...
+    def get(self, key: K, /, default: Any = None) -> Any:
+        """Return a key's value, or ``default``: the table's own default plays no part."""
+        value = self._find(key)
+        return default if value is ABSENT else value
+
+    def setdefault(self, key: K, default: V) -> V:  # type: ignore[override]
+        """Return a key's value; where it is missing, set it first."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    @overload
+    def pop(self, key: K, /) -> V: ...
+    @overload
+    def pop(self, key: K, /, default: V | D) -> V | D: ...
+    @overload
+    def pop(self, key: K, /, default: D) -> V | D: ...
+    def pop(self, key: K, /, default: Any = MISSING) -> Any:
+        """Remove a key and return its value, or ``default`` where it is missing.
+
+        Raises:
+            KeyError: it is missing, and there is no default.
+        """
+        turn, shard = self._writable()
+        value = shard.read(turn, key)
+        if value is not ABSENT:
+            shard.delete(turn, key)
+            return value
+        if default is MISSING:
+            raise KeyError(key)
+        return default
+
+    def clear(self) -> None:
+        """Remove all keys of the partition in hand."""
+        turn, shard = self._writable()
+        for mark in list(shard.marks(turn)):
+            shard.delete(turn, self.keys_shape.key(mark))
+
+    def items(self) -> ItemsView[K, V]:
+        """Return the keys with their values."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[V]:
+        """Return the values."""
+        return _Values(self)
+
+    async def query(self, key: K) -> V | None:
+        """Return a key's committed value, None where the table has no such key.
+
+        Raises:
+            UsageError: the partition that the key belongs to is not held here.
+        """
+        value = self._committed(key)
+        if value is not ABSENT:
+            return value
+        shards = self._held()
+        data = self.keys_shape.encode(self.keys_shape.mark(key))
+        if not any(self.partitioner(data, shard.partitions) == shard.partition for shard in shards):
+            held = ", ".join(str(shard.partition) for shard in shards) or "none"
+            raise UsageError(
+                f"table {self.name!r}: the partition of key {key!r} is not held by this worker "
+                f"(it holds: {held}); ask where it is held, or `trickle get {self.name} {key}`"
+            )
+        return None
+
+    # Where the table is used
+
+    def _lane(self) -> tuple[Turn, Shard] | None:
+        turn = current_turn()
+        shard = None if turn is None else turn.shards.get(self)
+        return None if turn is None or shard is None else (turn, shard)
+
+    def _writable(self) -> tuple[Turn, Shard]:
+        place = self._lane()
+        if place is not None:
+            return place
+        turn = current_turn()
+        if turn is None or turn.partition is None:
+            raise TableReadOnlyError(
+                f"table {self.name!r} can be read here, not written: only an agent writes it, "
+                "while it handles an event; send an event to an agent that does"
+            )
+        raise TableReadOnlyError(
+            f"table {self.name!r} has no partition {turn.partition} for agent {turn.agent!r}: its "
+            "partitions are those of another source; give the table source= with the agent's "
+            "topic, or regroup the agent's source by group_by into as many partitions"
+        )
+
+    def _held(self) -> Sequence[Shard]:
+        holder = HOLDER.get()
+        if holder is None:
+            raise UsageError(
+                f"table {self.name!r} cannot be read here: no app is running here; read it inside "
+                "`async with app.run():`, or from the shell by `trickle get`"
+            )
+        return holder.shards_of(self)
+
+    def _committed(self, key: K) -> Any:
+        place = self._lane()  # raises where the event has settled
+        if place is not None:
+            return place[1].read(place[0], key)
+        shards = self._held()
+        if not shards:
+            return ABSENT
+        data = self.keys_shape.encode(self.keys_shape.mark(key))
+        home = self.partitioner(data, shards[0].partitions)
+        for shard in sorted(shards, key=lambda shard: shard.partition != home):
+            value = shard.read_committed(key)
+            if value is not ABSENT:
+                return value
+        return ABSENT
+
+    def _find(self, key: K) -> Any:
+        place = self._lane()
+        return self._committed(key) if place is None else place[1].read(place[0], key)
+
+    def _default(self, turn: Turn, shard: Shard, key: K) -> V:
+        if self.default is None:
+            raise KeyError(key)
+        if shard.plain:
+            return self.default()
+        return shard.loans_of(turn).lend(shard.keys.mark(key), self.default)
+
+    def find(self, key: K) -> Any:
+        """Return a key's value where the table is used, or the marker ABSENT."""
+        return self._find(key)
+
+
+class _Items(ItemsView[K, V]):
+    """Keys and values; a key that vanishes while one waits between two steps is left out."""
+
+    def __init__(self, table: Table[K, V]) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        for key in self._table:
+            value = self._table.find(key)
+            if value is not ABSENT:
+                yield key, value
+
+
+class _Values(ValuesView[V]):
+    """Values, likewise."""
+
+    def __init__(self, table: Table[Any, V]) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def __iter__(self) -> Iterator[V]:
+        for _, value in _Items(self._table):
+            yield value
+
+    def __contains__(self, value: object) -> bool:
+        return any(value is other or value == other for other in self)
