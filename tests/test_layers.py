@@ -14,39 +14,39 @@ import pytest
 
 from tests.source_tree import imports, modules
 
-ROOMS = """
-utils
-exceptions
-types
-serializers
-models
-config
-context
-service
-sensors
-transport
-positions
-topics
-policies
-stores
-streams
-tables
-producer
-consumer
-fetcher
-commit
-ticks
-agents
-conductor
-topology
-run
-app
-web
-worker
-testing
-cli
-__main__
-""".split()
+ROOMS: list[str] = [
+    "utils",
+    "exceptions",
+    "types",
+    "serializers",
+    "models",
+    "config",
+    "context",
+    "service",
+    "sensors",
+    "transport",
+    "positions",
+    "topics",
+    "policies",
+    "stores",
+    "streams",
+    "tables",
+    "producer",
+    "consumer",
+    "fetcher",
+    "commit",
+    "ticks",
+    "agents",
+    "conductor",
+    "topology",
+    "run",
+    "app",
+    "web",
+    "worker",
+    "testing",
+    "cli",
+    "__main__",
+]
 
 # Who may import what only one place shall know. A prefix stands for all modules that begin so.
 CLIENTS = {
