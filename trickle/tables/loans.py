@@ -94,8 +94,8 @@ class Loans:
         self._shard.claim(self._turn)
         if type(value) in _NEVER_CHANGE:
             # It can be judged now, where the traceback is of use.
-            if self._shard.values.fit(self._shard.keys.key(mark), value) is ABSENT:
-                value = ABSENT
+            cell = self._shard.values.fit(self._shard.keys.key(mark), value)
+            value = ABSENT if cell is ABSENT else value
         self._set(mark, value)
 
     def delete(self, mark: Any) -> bool:

@@ -13,13 +13,12 @@ serializers it is known without one.
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import types
 import typing
 import uuid
-from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -50,7 +49,7 @@ _FLOAT_MAX = 1.7976931348623157e308
 _IMMUTABLE: frozenset[object] = frozenset(
     {
         int, float, bool, str, bytes, complex, type(None), None, decimal.Decimal, uuid.UUID,
-        datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
+        dt.datetime, dt.date, dt.time, dt.timedelta,
     }
 )  # fmt: skip
 

@@ -36,7 +36,7 @@ loan for one event: see :mod:`.loans`. The facade in :mod:`.table` reads ``hot``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -45,9 +45,12 @@ from trickle.exceptions import TableReadOnlyError
 from trickle.stores.contract import Position, TableData, stored_key
 from trickle.tables.loans import Loans
 from trickle.tables.placement import Placement
-from trickle.tables.shapes import ABSENT, MISSING, KeyShape, ValueShape
+from trickle.tables.shapes import ABSENT, MISSING, KeyShape, Marker, ValueShape
 
 __all__ = ["CacheLimits", "Changes", "Shard"]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _SCAN_CHUNK = 1000
 _ENTRY_BYTES = 150  # a dict's slot, two small objects
@@ -74,21 +77,22 @@ class Changes:
 
     __slots__ = ("_cells", "shard")
 
-    def __init__(self, shard: Shard, cells: dict[Any, Any]) -> None:
+    def __init__(self, shard: Shard[Any, Any], cells: dict[Any, Any]) -> None:
         self.shard = shard
         self._cells = cells
 
     def __len__(self) -> int:
         return len(self._cells)
 
-    def __iter__(self) -> Iterator[tuple[bytes, bytes | None]]:
+    def encoded(self) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield (key, value), None for a key that was removed."""
         encode_key = self.shard.keys.encode
         encode = self.shard.values.encode
         for mark, cell in self._cells.items():
             yield encode_key(mark), encode(cell)
 
 
-class Shard:
+class Shard(Generic[K, V]):
     """One partition of one table.
 
     Args:
@@ -97,6 +101,7 @@ class Shard:
         data: what the store holds.
         claim: called with an agent's name before its first write; raises where another agent
             is the table's writer.
+        topic_id: the changelog's identity.
         placement: the sampled check that keys belong here.
         changed: called when there is something to store.
 
@@ -111,9 +116,9 @@ class Shard:
     __slots__ = (
         "_changed", "_claim", "_generation_entries", "_pinned_bytes", "_size_committing",
         "_young_bytes", "agent", "committing", "data", "dirty", "exact", "high", "hot", "keys",
-        "limits", "loans", "low", "number", "old", "partition", "partitions", "placement", "plain", "position",
-        "size", "size_committed", "storing", "table", "turn", "undo_log", "unstored", "values",
-        "young",
+        "limits", "loans", "low", "number", "old", "partition", "partitions", "placement", "plain",
+        "position", "size", "size_committed", "storing", "table", "topic_id", "turn", "undo_log",
+        "unstored", "values", "young",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +132,7 @@ class Shard:
         *,
         limits: CacheLimits | None = None,
         claim: Callable[[str], None] | None = None,
+        topic_id: str = "",
         placement: Placement | None = None,
         changed: Callable[[], None] | None = None,
     ) -> None:
@@ -137,6 +143,7 @@ class Shard:
         self.values = values
         self.data = data
         self.limits = limits or CacheLimits()
+        self.topic_id = topic_id
         self.placement = placement
         self._claim = claim
         self._changed = changed
@@ -250,7 +257,7 @@ class Shard:
                 self._claim(turn.agent)
             self.agent = turn.agent
 
-    def put(self, turn: Turn, key: Any, value: Any) -> None:
+    def put(self, turn: Turn, key: K, value: V) -> None:
         """Set a key's value; None removes the key where the type allows None.
 
         Raises:
@@ -265,7 +272,7 @@ class Shard:
             self.begin(turn)
         self._put_cell(mark, self.values.fit(key, value))
 
-    def delete(self, turn: Turn, key: Any) -> bool:
+    def delete(self, turn: Turn, key: K) -> bool:
         """Remove a key; tell whether it was there."""
         mark = self.keys.mark(key)
         if not self.plain:
@@ -337,7 +344,7 @@ class Shard:
 
     # Reading, for whom
 
-    def read(self, turn: Turn, key: Any) -> Any:
+    def read(self, turn: Turn, key: K) -> V | Marker:
         """Return a key's value as the turn's event sees it, ABSENT where there is none."""
         mark = self.keys.mark(key)
         if not self.plain:
@@ -345,7 +352,7 @@ class Shard:
         own = self.turn is turn or self.turn is None
         return self.cell(mark) if own else self.settled_cell(mark)
 
-    def has(self, turn: Turn, key: Any) -> bool:
+    def has(self, turn: Turn, key: object) -> bool:
         """Tell whether the key is there, as the turn's event sees it; borrows nothing."""
         mark = self.keys.mark(key)
         loans = self.loans.get(turn)
@@ -354,11 +361,11 @@ class Shard:
         own = self.turn is turn or self.turn is None
         return (self.cell(mark) if own else self.settled_cell(mark)) is not ABSENT
 
-    def read_settled(self, key: Any) -> Any:
+    def read_settled(self, key: K) -> V | Marker:
         """Return a key's value before the event in hand, ABSENT where there is none."""
         return self._value(self.settled_cell(self.keys.mark(key)))
 
-    def read_committed(self, key: Any) -> Any:
+    def read_committed(self, key: K) -> V | Marker:
         """Return a key's value at the last commit, ABSENT where there is none."""
         return self._value(self.committed_cell(self.keys.mark(key)))
 
@@ -460,16 +467,16 @@ class Shard:
         self._size_committing = self._size_settled()
         return Changes(self, self.committing)
 
-    def committed(self, position: Position) -> None:
+    def committed(self, offset: int) -> None:
         """The commit has succeeded: hand its changes to the store some time.
 
         Args:
-            position: the changelog's, behind the records of this commit.
+            offset: the changelog's position behind the records of this commit.
         """
         self.unstored.update(self.committing)
         self.committing = {}
         self.size_committed = self._size_committing
-        self.position = position
+        self.position = Position(self.topic_id, offset)
         if self._changed is not None:
             self._changed()
 

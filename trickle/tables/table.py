@@ -49,7 +49,7 @@ TRUSTED_SERIALIZERS = frozenset({None, "json", "msgpack", "str", "raw"})
 class Holder(Protocol):
     """What a Run shows of its tables to code outside events."""
 
-    def shards_of(self, table: Table[Any, Any]) -> Sequence[Shard]:
+    def shards_of(self, table: Table[Any, Any]) -> Sequence[Shard[Any, Any]]:
         """Return the shards of a table that are ready in this Run, by partition."""
         ...
 
@@ -120,7 +120,7 @@ class Table(MutableMapping[K, V]):
     def __repr__(self) -> str:
         return f"<Table {self.name!r}>"
 
-    def changelog_spec(self, *, partitions: int, replicas: int | None = None) -> TopicSpec:
+    def spec(self, partitions: int, replicas: int | None = None) -> TopicSpec:
         """Return the changelog as it is to be declared.
 
         Args:
@@ -174,7 +174,7 @@ class Table(MutableMapping[K, V]):
         """
         turn = CURRENT.get()
         if turn is not None and turn.number == NUMBER.get():
-            shard: Shard | None = turn.shards.get(self)
+            shard: Shard[K, V] | None = turn.shards.get(self)
             if shard is not None:
                 if (
                     type(value) is shard.number
@@ -305,12 +305,12 @@ class Table(MutableMapping[K, V]):
 
     # Where the table is used
 
-    def _lane(self) -> tuple[Turn, Shard] | None:
+    def _lane(self) -> tuple[Turn, Shard[K, V]] | None:
         turn = current_turn()
         shard = None if turn is None else turn.shards.get(self)
         return None if turn is None or shard is None else (turn, shard)
 
-    def _writable(self) -> tuple[Turn, Shard]:
+    def _writable(self) -> tuple[Turn, Shard[K, V]]:
         place = self._lane()
         if place is not None:
             return place
@@ -326,7 +326,7 @@ class Table(MutableMapping[K, V]):
             "topic, or regroup the agent's source by group_by into as many partitions"
         )
 
-    def _held(self) -> Sequence[Shard]:
+    def _held(self) -> Sequence[Shard[K, V]]:
         holder = HOLDER.get()
         if holder is None:
             raise UsageError(
@@ -354,7 +354,7 @@ class Table(MutableMapping[K, V]):
         place = self._lane()
         return self._committed(key) if place is None else place[1].read(place[0], key)
 
-    def _default(self, turn: Turn, shard: Shard, key: K) -> V:
+    def _default(self, turn: Turn, shard: Shard[K, V], key: K) -> V:
         if self.default is None:
             raise KeyError(key)
         if shard.plain:
