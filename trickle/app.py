@@ -1,0 +1,428 @@
+"""App: definitions only. What lives while it runs is a :class:`~trickle.run.Run`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, cast, overload
+
+import msgspec
+from typing_extensions import TypeForm, TypeVar, Unpack
+
+from trickle.agents import Agent, AgentFunction, Sink
+from trickle.config import Resolved, SettingArguments, resolve
+from trickle.exceptions import DefinitionError
+from trickle.policies import DeadLetter, Policy, Retry
+from trickle.run import Run, open_run
+from trickle.sensors import Sensor
+from trickle.service import Restart, Service
+from trickle.tables import Table
+from trickle.topics import Repartition, Source, Topic
+from trickle.types import Codec, Duration, Partitioner
+from trickle.utils.durations import seconds
+from trickle.utils.names import check_name
+
+__all__ = ["App", "Command", "ServiceDefinition", "Timer"]
+
+V = TypeVar("V", default=Any)
+K = TypeVar("K", default=Any)
+VT = TypeVar("VT")
+KT = TypeVar("KT")
+S = TypeVar("S", bound=Service)
+F = TypeVar("F", bound=Callable[..., Any])
+N = TypeVar("N", bound=Callable[[], Awaitable[None]])
+
+
+class Timer(msgspec.Struct, frozen=True):
+    """A function and the seconds between two of its calls."""
+
+    name: str
+    function: Callable[[], Awaitable[None]]
+    interval: float
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A function of the user's that the command line offers."""
+
+    name: str
+    function: Callable[..., Awaitable[Any]]
+
+
+class ServiceDefinition(msgspec.Struct, frozen=True):
+    """A service class of the user's, and how often a failed one is started again."""
+
+    factory: type[Service]
+    restart: Restart | None
+
+
+class _AgentDecorator(Generic[V, K]):
+    """What ``@app.agent(source)`` is: a decorator that knows the source's types."""
+
+    def __init__(self, make: Callable[[Any], Agent[Any, Any]]) -> None:
+        self._make = make
+
+    def __call__(self, function: AgentFunction[V, K]) -> Agent[V, K]:
+        return cast("Agent[V, K]", self._make(function))
+
+
+class App:
+    """A stream processing application: its topics, agents, tables, timers and settings.
+
+    Args:
+        id: names the consumer group, and begins the names of topics and directories.
+        sensors: told of what happens, beside the Monitor.
+        settings: each by its name, see :class:`~trickle.config.Settings`.
+
+    Raises:
+        ConfigurationError: the id, or a setting's name or value, is wrong.
+    """
+
+    def __init__(
+        self, id: str, *, sensors: Sequence[Sensor] = (), **settings: Unpack[SettingArguments]
+    ) -> None:
+        check_name(id, what="the app's id")
+        self.id = id
+        self.module_file: str | None = sys._getframe(1).f_globals.get("__file__")
+        self.sensors = tuple(sensors)
+        self._arguments: dict[str, Any] = dict(settings)
+        resolve(id, self._arguments, None, environ={})  # a wrong argument is told where it stands
+        self._topics: dict[str, Topic[Any, Any]] = {}
+        self._agents: dict[str, Agent[Any, Any]] = {}
+        self._tables: dict[str, Table[Any, Any]] = {}
+        self._repartitions: dict[str, Repartition] = {}
+        self.timers: list[Timer] = []
+        self.tasks: list[Callable[[], Awaitable[None]]] = []
+        self.commands: list[Command] = []
+        self.services: list[ServiceDefinition] = []
+
+    def __repr__(self) -> str:
+        return f"<App {self.id!r}>"
+
+    # What is defined
+
+    @property
+    def agents(self) -> Mapping[str, Agent[Any, Any]]:
+        """The agents by name, internal ones included, upstream first."""
+        return dict(self._agents)
+
+    @property
+    def tables(self) -> Mapping[str, Table[Any, Any]]:
+        """The tables by name."""
+        return dict(self._tables)
+
+    @property
+    def topics(self) -> Mapping[str, Topic[Any, Any]]:
+        """The topics by name: the user's, repartition topics, those of dead letters."""
+        return dict(self._topics)
+
+    def resolve(self, **overrides: Any) -> Resolved:
+        """Return the effective settings: arguments, then environment, then pyproject.toml."""
+        return resolve(self.id, {**self._arguments, **overrides}, self.module_file)
+
+    # Definitions
+
+    def topic(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K] | None = None,
+        value: TypeForm[V] | None = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        partitions: int | None = None,
+        replicas: int | None = None,
+        retention: Duration | None = None,
+        compacting: bool | None = None,
+        deleting: bool | None = None,
+        config: Mapping[str, str] | None = None,
+        partitioner: Partitioner | None = None,
+    ) -> Topic[V, K]:
+        """Describe a topic.
+
+        Args:
+            name: on the broker.
+            key: the type of its keys; bytes where it is left out. A key may always be None.
+            value: the type of its values; bytes or None where it is left out.
+            key_serializer: ``json``, ``msgpack``, ``raw``, ``str``, ``yaml``, or a codec; by the
+                type where it is left out.
+            value_serializer: likewise.
+            partitions: declared with so many where it is missing; the broker's default otherwise.
+            replicas: likewise.
+            retention: seconds that records are kept at least; negative keeps them for ever.
+            compacting: the newest record of each key is kept.
+            deleting: old records are deleted by retention.
+            config: further settings of the topic by Kafka's names.
+            partitioner: from the key's bytes and the partition count to a partition; Java's
+                murmur2 otherwise.
+
+        Raises:
+            ConfigurationError: the name, a type or a number is wrong.
+        """
+        topic: Topic[V, K] = Topic(
+            name,
+            app_id=self.id,
+            key=key,
+            value=value,
+            key_serializer=key_serializer,
+            value_serializer=value_serializer,
+            partitions=partitions,
+            replicas=replicas,
+            retention=retention,
+            compacting=compacting,
+            deleting=deleting,
+            config=config,
+            partitioner=partitioner,
+        )
+        self._add_topic(topic)
+        return topic
+
+    def table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[KT],
+        value: TypeForm[VT],
+        default: Callable[[], VT] | None = None,
+        source: Source[Any, Any] | None = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+    ) -> Table[KT, VT]:
+        """Define a table: durable state, sharded as its source is, with a changelog.
+
+        Args:
+            name: unique in the app; its changelog is ``{app}-{name}-changelog``.
+            key: the type of its keys.
+            value: the type of its values.
+            default: makes the value of a key that is missing, as defaultdict's does.
+            source: whose partitions shard it; needed where the agents' sources have different
+                partition counts.
+            key_serializer: as for topics.
+            value_serializer: likewise.
+
+        Raises:
+            DefinitionError: a second table of this name.
+        """
+        if name in self._tables:
+            raise DefinitionError(f"there are two tables named {name!r}: give each its own name")
+        table: Table[KT, VT] = Table(
+            name,
+            app_id=self.id,
+            key=key,
+            value=value,
+            default=default,
+            source=source,
+            key_serializer=key_serializer,
+            value_serializer=value_serializer,
+        )
+        self._tables[name] = table
+        return table
+
+    def agent(
+        self,
+        source: Source[V, K] | Sequence[Source[V, K]],
+        *,
+        name: str | None = None,
+        sink: Sink | Sequence[Sink] | None = None,
+        on_error: Policy | None = None,
+        deadline: Duration | None = None,
+    ) -> _AgentDecorator[V, K]:
+        """Define an agent: an async function over a source.
+
+        Args:
+            source: a topic, several topics, or what ``group_by`` and the like make of one.
+            name: the function's name where it is left out.
+            sink: where the values go that the function yields.
+            on_error: Stop() by default.
+            deadline: seconds that one event may take.
+
+        Raises:
+            DefinitionError: a second agent of this name, or sources that do not go together.
+        """
+        limit = None if deadline is None else seconds(deadline, what="agent(deadline=…)")
+        sinks: Sequence[Any] = (
+            () if sink is None else sink if isinstance(sink, (list, tuple)) else (sink,)
+        )
+
+        def decorate(function: Any) -> Agent[Any, Any]:
+            agent_name = name or str(getattr(function, "__name__", ""))
+            check_name(agent_name, what="an agent's name")
+            joined = _join(source, agent_name)
+            for repartition in joined.repartitions:
+                self._add_repartition(repartition)
+            agent: Agent[Any, Any] = Agent(
+                function,
+                name=agent_name,
+                source=joined,
+                sinks=sinks,
+                on_error=on_error,
+                deadline=limit,
+                dead_letters=self._dead_letters(agent_name, on_error),
+            )
+            self._add_agent(agent)
+            return agent
+
+        return _AgentDecorator(decorate)
+
+    def timer(self, interval: Duration, *, name: str | None = None) -> Callable[[N], N]:
+        """Call a function every so many seconds, on each worker.
+
+        What it sends takes effect when it returns, or not at all; an error stops the worker.
+        """
+        every = seconds(interval, what="timer(interval)")
+        if every <= 0:
+            raise DefinitionError(f"timer({interval!r}): the interval must be positive")
+
+        def decorate(function: N) -> N:
+            label = name or str(getattr(function, "__name__", "timer"))
+            self.timers.append(Timer(label, function, every))
+            return function
+
+        return decorate
+
+    def task(self, function: N) -> N:
+        """Run a function once, when the worker is ready; it may end, or go on until it stops."""
+        self.tasks.append(function)
+        return function
+
+    def command(self, name: str | None = None) -> Callable[[F], F]:
+        """Offer an async function on the command line: ``trickle -A app:app NAME``.
+
+        It runs in a Run without agents or membership.
+        """
+
+        def decorate(function: F) -> F:
+            label = name or str(getattr(function, "__name__", "")).replace("_", "-")
+            self.commands.append(Command(label, function))
+            return function
+
+        return decorate
+
+    @overload
+    def service(self, factory: type[S], /) -> type[S]: ...
+    @overload
+    def service(self, /, *, restart: Restart | None = ...) -> Callable[[type[S]], type[S]]: ...
+    def service(
+        self, factory: type[S] | None = None, /, *, restart: Restart | None = None
+    ) -> type[S] | Callable[[type[S]], type[S]]:
+        """Run a service of the user's own as long as the worker runs.
+
+        Args:
+            factory: a subclass of Service that needs no arguments.
+            restart: how often a failed one is started again; never by default.
+        """
+
+        def decorate(made: type[S]) -> type[S]:
+            self.services.append(ServiceDefinition(made, restart))
+            return made
+
+        return decorate if factory is None else decorate(factory)
+
+    # Running
+
+    def run(self) -> AbstractAsyncContextManager[Run]:
+        """Run the app inside a Trio program.
+
+        Entered when it has joined its group and recovered its shards; drained and committed when
+        it is left.
+
+        Raises:
+            ConfigurationError: a setting or a definition is wrong.
+            TransportError: the broker is away, or a topic is not as it must be.
+            ExceptionGroup: what stopped it while it ran.
+        """
+        return open_run(self, self.resolve())
+
+    def client(self) -> AbstractAsyncContextManager[Run]:
+        """Run without agents, timers or membership: to send, and to read committed values."""
+        return open_run(self, self.resolve(), client=True)
+
+    # Registries
+
+    def _add_topic(self, topic: Topic[Any, Any]) -> None:
+        known = self._topics.get(topic.name)
+        if known is not None and known is not topic:
+            raise DefinitionError(
+                f"topic {topic.name!r} is described twice: describe it once, and use that"
+            )
+        self._topics[topic.name] = topic
+
+    def _add_agent(self, agent: Agent[Any, Any]) -> None:
+        if agent.name in self._agents:
+            raise DefinitionError(
+                f"there are two agents named {agent.name!r}: give one another name, by "
+                "@app.agent(…, name=)"
+            )
+        self._agents[agent.name] = agent
+
+    def _add_repartition(self, repartition: Repartition) -> None:
+        known = self._repartitions.get(repartition.name)
+        if known is repartition:
+            return
+        if known is not None:
+            raise DefinitionError(
+                f"two regroupings are named {repartition.name!r}: give one another name=, or make "
+                "it once and let both agents read it"
+            )
+        self._repartitions[repartition.name] = repartition
+        if repartition.target.internal:
+            self._add_topic(repartition.target)
+        self._add_agent(
+            Agent(
+                _repartition_function(repartition),
+                name=repartition.name,
+                source=repartition.source,
+                internal=True,
+            )
+        )
+
+    def _dead_letters(self, agent: str, policy: Policy | None) -> Topic[Any, Any] | None:
+        if isinstance(policy, Retry):
+            policy = policy.then
+        if not isinstance(policy, DeadLetter):
+            return None
+        if isinstance(policy.topic, Topic):
+            return policy.topic
+        name = policy.topic or f"{self.id}-{agent}-dead-letters"
+        if name in self._topics:
+            return self._topics[name]
+        letters: Topic[Any, Any] = Topic(
+            name, app_id=self.id, key=bytes | None, value=bytes | None, internal=False
+        )
+        self._add_topic(letters)
+        return letters
+
+
+def _join(source: Source[Any, Any] | Sequence[Source[Any, Any]], agent: str) -> Source[Any, Any]:
+    """Make one source of several topics."""
+    sources = list(source) if isinstance(source, (list, tuple)) else [source]
+    for one in sources:
+        if not isinstance(one, Source):
+            raise DefinitionError(
+                f"agent {agent!r}: {one!r} is no source: give a topic of app.topic(…), several in "
+                "a list, or what group_by and the like make of one"
+            )
+    if len(sources) == 1:
+        return cast("Source[Any, Any]", sources[0])
+    if not sources or any(one.steps for one in sources):
+        raise DefinitionError(
+            f"agent {agent!r} reads several sources: give one or more topics, without filter or "
+            "map on a single one of them"
+        )
+    topics = [topic for one in sources for topic in one.topics]
+    repartitions = [r for one in sources for r in one.repartitions]
+    return Source(topics, (), tuple(dict.fromkeys(repartitions)))
+
+
+def _repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable[None]]:
+    """Return the function of the internal agent that feeds a repartition topic."""
+    target, make_key = repartition.target, repartition.key
+
+    async def regroup(stream: Any) -> None:
+        async for event in stream.events():
+            key = event.key if make_key is None else make_key(event.value)
+            target.send_nowait(event.value, key=key, headers=event.headers)
+
+    return regroup
+
+

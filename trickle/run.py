@@ -1,0 +1,475 @@
+"""Run: one running instance of an App, with all that lives in it.
+
+The tree. Each line is a task in the Run's nursery, in the order of start; it ends in the reverse
+order::
+
+    Monitor
+    TableManager      shards, and their store
+    Producer          clients that publish
+    Committer
+    Conductor         scopes and lanes
+    Consumer          the membership
+    Fetcher
+    Web, user services, timers, tasks        the edge
+
+Stopping goes from the outside in. The edge is cancelled; the conductor drains its lanes, commits
+and releases; the fetcher and the consumer leave the group; the producer and the tables close. All
+of it stands in a shielded scope, so that a cancellation from outside (a user's ``move_on_after``
+around ``async with app.run()``) is a request to stop like any other: the Run watches for it and
+drains. ``Run.cancel()`` ends it at once.
+
+A service that fails does not pull the others down before they have drained: its error is kept, the
+Run stops in order, and raises all errors in one group at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from trickle.commit import Committer
+from trickle.conductor import Conductor
+from trickle.config import Resolved
+from trickle.consumer import Consumer
+from trickle.context import OUTLET
+from trickle.fetcher import Fetcher
+from trickle.identity import Identity, claim_identity
+from trickle.producer import Producer
+from trickle.sensors import Monitor, Sensors
+from trickle.service import Service, ServiceStatistics, supervise
+from trickle.streams import Pace
+from trickle.tables import HOLDER, TableManager, open_store
+from trickle.ticks import TimerService
+from trickle.topology import Topology, prepare
+from trickle.transport import open_transport
+from trickle.transport.contract import (
+    ConsumerOptions,
+    ProducerOptions,
+    TopicInfo,
+    Transport,
+    TransportOptions,
+)
+from trickle.web import Health, Web
+
+if TYPE_CHECKING:
+    from trickle.app import App
+    from trickle.stores.contract import Store
+
+__all__ = ["Run", "Surroundings", "open_run"]
+
+logger = logging.getLogger("trickle.run")
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Run takes from outside instead of making it: how a simulation replaces the world.
+
+    Attributes:
+        transport: opens the broker; by the settings' URL otherwise.
+        store: makes the tables' store; by the settings otherwise.
+        make_pace: makes a lane's pace.
+        now: the clock of records that get no timestamp: POSIX seconds.
+        name: this instance's name, where several run in one process.
+    """
+
+    transport: Callable[[], AbstractAsyncContextManager[Transport]] | None = None
+    store: Callable[[], Store] | None = None
+    make_pace: Callable[[], Pace] = Pace
+    now: Callable[[], float] = time.time
+    name: str | None = None
+
+
+class _Child:
+    """A service in the Run's nursery, in a scope of its own."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+
+class Run(Service):
+    """One running instance of an App.
+
+    Attributes:
+        app: the definitions.
+        settings: the effective settings.
+        sources: where each setting came from.
+        monitor: counts, rates and latencies.
+        undrained: lanes that did not finish their event in time when the Run stopped.
+    """
+
+    name = "Run"
+
+    def __init__(
+        self, app: App, resolved: Resolved, surroundings: Surroundings, *, client: bool
+    ) -> None:
+        super().__init__()
+        self.app = app
+        self.settings = resolved.settings
+        self.sources = resolved.sources
+        self.monitor = Monitor(clock=trio.current_time)
+        self.tables: TableManager | None = None
+        self.conductor: Conductor | None = None
+        self.committer: Committer | None = None
+        self.producer: Producer | None = None
+        self.consumer: Consumer | None = None
+        self.topology: Topology | None = None
+        self.web: Web | None = None
+        self._client = client
+        self._surroundings = surroundings
+        self._sensor = Sensors((self.monitor, *app.sensors))
+        self._hard = trio.CancelScope(shield=True)
+        self._work = trio.CancelScope()
+        self._stopping = False
+        self._started_up = False
+        self._inner: trio.Nursery | None = None
+        self._stack: list[_Child] = []
+        self._failures: list[Exception] = []
+
+    # What others see
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has joined its group and recovered its shards."""
+        return self._started_up and not self._stopping
+
+    @property
+    def undrained(self) -> tuple[str, ...]:
+        """The lanes that did not finish their event in time when the Run stopped."""
+        return tuple(self.conductor.undrained) if self.conductor is not None else ()
+
+    def health(self) -> Health:
+        """Return how it is now."""
+        if self._failures:
+            return Health(live=False, ready=False, detail="stopping after a failure")
+        if self._stopping:
+            return Health(live=True, ready=False, detail="stopping: draining and committing")
+        if not self._started_up:
+            return Health(live=True, ready=False, detail="starting: joining and recovering")
+        return Health(live=True, ready=True, detail="running")
+
+    def statistics(self) -> ServiceStatistics:
+        """Return the tree of services."""
+        own = super().statistics()
+        children = tuple(child.service.statistics() for child in self._stack)
+        return msgspec.structs.replace(own, children=children)
+
+    def stop(self) -> None:
+        """Drain, commit and end; returns at once."""
+        self._stopping = True
+        self._work.cancel()
+
+    def cancel(self) -> None:
+        """End at once: what has not been committed has not happened."""
+        self._stopping = True
+        self._hard.cancel()
+
+    # Its life
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        self.nursery.start_soon(self._watch, name="watch for cancellation")
+        with self._hard:
+            try:
+                async with self._open_transport() as transport, trio.open_nursery() as inner:
+                    self._inner = inner
+                    with self._work:
+                        await self._start_all(transport)
+                        self._started_up = True
+                        task_status.started(self)
+                        await trio.sleep_forever()
+                    await self._shut_down()
+            finally:
+                self._stopping = True
+        self.nursery.cancel_scope.cancel()
+        if self._failures:
+            raise ExceptionGroup(f"the app {self.app.id!r} failed", self._failures)
+
+    async def _watch(self) -> None:
+        """Take a cancellation from outside as the request to stop."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.stop()
+
+    async def _start_all(self, transport: Transport) -> None:
+        settings = self.settings
+        topics: dict[str, TopicInfo] = {}
+        await self._start(self.monitor)
+        app = self.app
+        agents = [] if self._client else list(app.agents.values())
+        tables = list(app.tables.values())
+        self.topology = await prepare(
+            transport.admin,
+            agents=agents,
+            topics=app.topics.values() if not self._client else (),
+            tables=tables if not self._client else (),
+            declare=settings.declare_topics,
+            partitions=settings.partitions,
+            replicas=settings.replicas,
+        )
+        topics.update(self.topology.topics)
+        identity = self._identify(agents)
+        await self._start_producer(transport, identity, topics)
+        if agents:
+            await self._start_tables(transport)
+            await self._start_lanes(transport, agents, identity)
+        elif self.producer is not None:
+            self.committer = self._make_committer(self.producer, None)
+            await self._start(self.committer)
+        if not self._client:
+            await self._start_edge()
+
+    def _identify(self, agents: list[Any]) -> Identity:
+        exact = self.settings.processing_guarantee == "exactly_once"
+        if not exact or not (agents or self.app.timers) or self._client:
+            return Identity("", None)
+        if self._surroundings.name is not None:
+            return Identity(f"{self.app.id}-{self._surroundings.name}", None)
+        if self.settings.broker.startswith("memory://"):
+            return Identity(f"{self.app.id}-memory-{id(self):x}", None)
+        return claim_identity(self.app.id, self.settings.data_dir)
+
+    async def _start_producer(
+        self, transport: Transport, identity: Identity, topics: dict[str, TopicInfo]
+    ) -> None:
+        options = ProducerOptions(
+            group=self.app.id,
+            transactional_id=identity.transactional_id or None,
+            transaction_timeout=self.settings.transaction_timeout,
+        )
+        self.producer = Producer(transport, options, topics)
+        OUTLET.set(self.producer)
+        await self._start(self.producer)
+
+    async def _start_tables(self, transport: Transport) -> None:
+        make = self._surroundings.store
+        store = make() if make is not None else open_store(self.settings, self.app.id)
+        topology = self.topology
+        assert topology is not None
+        self.tables = TableManager(
+            store,
+            transport,
+            topology.topics,
+            cache_bytes=self.settings.cache_bytes,
+            recovery_timeout=self.settings.recovery_timeout,
+            sensor=self._sensor,
+        )
+        HOLDER.set(self.tables)
+        await self._start(self.tables)
+
+    def _make_committer(self, producer: Producer, consumer: Consumer | None) -> Committer:
+        settings = self.settings
+        return Committer(
+            producer,
+            consumer,
+            self._sensor,
+            transactional=settings.processing_guarantee == "exactly_once",
+            interval=settings.commit_interval,
+            interval_min=settings.commit_interval_min,
+            events_max=settings.commit_max_events,
+            bytes_max=settings.commit_max_bytes,
+            transaction_timeout=settings.transaction_timeout,
+        )
+
+    async def _start_lanes(
+        self, transport: Transport, agents: list[Any], identity: Identity
+    ) -> None:
+        settings, topology = self.settings, self.topology
+        assert topology is not None
+        assert self.producer is not None
+        assert self.tables is not None
+        options = ConsumerOptions(
+            group=self.app.id,
+            topics=tuple(sorted(topology.counts)),
+            session_timeout=settings.session_timeout,
+            rebalance_timeout=settings.drain_timeout + settings.broker_timeout + 10,
+            instance_id=settings.group_instance_id,
+            protocol=settings.group_protocol,
+            guarantee=settings.processing_guarantee,
+            buffer_bytes=settings.buffer_bytes,
+        )
+        listener = _Late()
+        consumer = self.consumer = Consumer(
+            transport,
+            options,
+            listener,
+            committer_id=identity.transactional_id,
+            first_position=settings.first_position,
+            out_of_range=settings.out_of_range,
+        )
+        self.committer = self._make_committer(self.producer, consumer)
+        conductor = self.conductor = listener.target = Conductor(
+            agents=agents,
+            counts=topology.counts,
+            tables=topology.tables,
+            consumer=consumer,
+            producer=self.producer,
+            committer=self.committer,
+            manager=self.tables,
+            sensor=self._sensor,
+            drain_timeout=settings.drain_timeout,
+            session_timeout=settings.session_timeout,
+            make_pace=self._surroundings.make_pace,
+        )
+        await self._start(self.committer)
+        await self._start(conductor)
+        await self._start(consumer)
+        await self._start(Fetcher(consumer, conductor, settings.buffer_bytes // 4))
+        await conductor.ready.wait()
+
+    async def _start_edge(self) -> None:
+        settings, committer = self.settings, self.committer
+        assert committer is not None
+        if settings.web:
+            self.web = Web(
+                self, host=settings.web_host, port=settings.web_port, token=settings.web_token
+            )
+            await self._start(self.web)
+        for definition in self.app.services:
+            service = definition.factory()
+            if definition.restart is not None:
+                service = _Supervised(service, definition.restart)
+            await self._start(service)
+        for timer in self.app.timers:
+            now_ms = lambda: round(self._surroundings.now() * 1000)  # noqa: E731
+            await self._start(
+                TimerService(timer.name, timer.function, timer.interval, committer, now_ms)
+            )
+        for task in self.app.tasks:
+            await self._start(_Task(task))
+
+    def _open_transport(self) -> AbstractAsyncContextManager[Transport]:
+        make = self._surroundings.transport
+        if make is not None:
+            return make()
+        settings = self.settings
+        options = TransportOptions(client=settings.client, request_timeout=settings.broker_timeout)
+        return open_transport(settings.broker, options)
+
+    # Children
+
+    async def _start(self, service: Service) -> None:
+        assert self._inner is not None
+        child = _Child(service)
+        self._stack.append(child)
+        await self._inner.start(self._guard, child, name=service.name)
+
+    async def _guard(self, child: _Child, task_status: trio.TaskStatus[Any]) -> None:
+        status = _Status(task_status)
+        try:
+            with child.scope:
+                await child.service.run(task_status=status)
+        except Exception as error:
+            if not status.done:
+                raise
+            self._failures.append(error)
+            self.stop()
+        finally:
+            child.ended.set()
+
+    async def _shut_down(self) -> None:
+        """End the children from the outside in; the conductor drains before those it needs end."""
+        conductor = next((c for c in self._stack if c.service is self.conductor), None)
+        inner = self._stack.index(conductor) + 3 if conductor is not None else 3
+        for child in reversed(self._stack[inner:]):
+            await self._end(child)
+        if conductor is not None and self.conductor is not None:
+            await self._closing(self.conductor.close)
+        if self.committer is not None and conductor is None:
+            await self._closing(self.committer.commit)
+        for child in reversed(self._stack[:inner]):
+            await self._end(child)
+
+    async def _closing(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except Exception as error:  # noqa: BLE001 - kept, and raised when all has ended
+            if error not in self._failures:
+                self._failures.append(error)
+
+    async def _end(self, child: _Child) -> None:
+        child.scope.cancel()
+        with trio.move_on_after(self.settings.drain_timeout + 5):
+            await child.ended.wait()
+        if not child.ended.is_set():
+            logger.error("%s resists its end (a shielded scope?)", child.service.name)
+
+
+class _Status(trio.TaskStatus[Any]):
+    """Passes ``started()`` on, and remembers it."""
+
+    def __init__(self, status: trio.TaskStatus[Any]) -> None:
+        self._status = status
+        self.done = False
+
+    def started(self, value: object = None) -> None:
+        self.done = True
+        self._status.started(value)
+
+
+class _Late:
+    """The consumer's listener: the conductor, which needs the consumer to be made."""
+
+    target: Conductor
+
+    async def assigned(self, partitions: frozenset[Any]) -> None:
+        await self.target.assigned(partitions)
+
+    async def revoked(self, partitions: frozenset[Any]) -> None:
+        await self.target.revoked(partitions)
+
+    async def lost(self, partitions: frozenset[Any]) -> None:
+        await self.target.lost(partitions)
+
+
+class _Task(Service):
+    """A function of the user's that runs once."""
+
+    def __init__(self, function: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(f"Task {getattr(function, '__name__', 'task')}")
+        self._function = function
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        task_status.started()
+        await self._function()
+
+
+class _Supervised(Service):
+    """A service of the user's that is started again when it fails."""
+
+    def __init__(self, service: Service, policy: Any) -> None:
+        super().__init__(service.name)
+        self._service = service
+        self._policy = policy
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        await supervise(
+            self._service.run, self._policy, name=self.name, task_status=task_status
+        )
+
+    def statistics(self) -> ServiceStatistics:
+        return self._service.statistics()
+
+
+@asynccontextmanager
+async def open_run(
+    app: App, resolved: Resolved, *, client: bool = False, surroundings: Surroundings | None = None
+) -> AsyncGenerator[Run, None]:
+    """Start a Run; entered when it is ready, left when it has drained and committed."""
+    run = Run(app, resolved, surroundings or Surroundings(), client=client)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run.run)
+        outlet = OUTLET.set(run.producer)
+        holder = HOLDER.set(run.tables)
+        try:
+            yield run
+        finally:
+            OUTLET.reset(outlet)
+            HOLDER.reset(holder)
+            run.stop()

@@ -1,0 +1,94 @@
+"""Ticks: what timers do, as events without a position.
+
+What a tick sends is staged, and joins the next commit when the tick ends; a tick that fails leaves
+nothing, and takes the Run down.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from trickle.commit import Committer
+from trickle.context import CURRENT, NUMBER, Turn, next_number
+from trickle.service import Service
+
+__all__ = ["TimerService"]
+
+logger = logging.getLogger("trickle.timers")
+
+
+class TimerService(Service):
+    """Calls a function every so many seconds, by the clock and not by when the last call ended.
+
+    Args:
+        name: for messages.
+        function: what the user decorated.
+        interval: seconds from one tick to the next; one that is still running skips those that
+            fall due meanwhile.
+        committer: commits what ticks send.
+        now_ms: the clock that stamps their records, POSIX milliseconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[], Awaitable[None]],
+        interval: float,
+        committer: Committer,
+        now_ms: Callable[[], int],
+    ) -> None:
+        super().__init__(f"Timer {name}")
+        self._function = function
+        self._interval = interval
+        self._committer = committer
+        self._turn = _Tick(self.name, now_ms)
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        CURRENT.set(self._turn)
+        begin = trio.current_time()
+        task_status.started()
+        count = 0
+        while True:
+            count += 1
+            await trio.sleep_until(begin + count * self._interval)
+            await self._tick()
+            late = int((trio.current_time() - begin) / self._interval) - count
+            if late > 0:
+                logger.warning(
+                    "%s took longer than its interval of %g s: %d ticks are left out",
+                    self.name, self._interval, late,
+                )  # fmt: skip
+                count += late
+
+    async def _tick(self) -> None:
+        turn = self._turn
+        turn.number = number = next_number()
+        NUMBER.set(number)
+        try:
+            await self._function()
+        except BaseException as error:
+            turn.undo()
+            error.add_note(f"raised by {self.name}")
+            raise
+        finally:
+            turn.number = next_number()
+        effects, turn.effects, turn.touched = turn.effects, [], False
+        if effects:
+            self._committer.tick(effects)
+
+
+class _Tick(Turn):
+    """One timer's ticks, one at a time."""
+
+    __slots__ = ("_now_ms",)
+
+    def __init__(self, name: str, now_ms: Callable[[], int]) -> None:
+        super().__init__(name, None, {})
+        self._now_ms = now_ms
+
+    def timestamp_ms(self) -> int | None:
+        return self._now_ms()
