@@ -28,6 +28,8 @@
 
 from __future__ import annotations
 
+from trickle.utils.errors import ConfigurationError, TrickleError
+
 __all__ = [
     "AgentReturnedError",
     "BrokerUnavailable",
@@ -52,14 +54,6 @@ __all__ = [
     "TrickleError",
     "UsageError",
 ]
-
-
-class TrickleError(Exception):
-    """The root of trickle's errors: one sentence for a person, with what to change."""
-
-
-class ConfigurationError(TrickleError):
-    """A setting, an argument or a definition is wrong."""
 
 
 class DefinitionError(ConfigurationError):

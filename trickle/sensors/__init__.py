@@ -1,1 +1,7 @@
-"""..."""
+"""Statistics of a running app: what is told to sensors, and the Monitor that gathers it."""
+
+from __future__ import annotations
+
+from trickle.sensors.protocol import BaseSensor, Sensor, Sensors
+
+__all__ = ["BaseSensor", "Sensor", "Sensors"]
