@@ -1,0 +1,48 @@
+"""How one contestant measures itself: it runs in a process of its own and prints one JSON line.
+
+All set the garbage collector alike, as ``trickle worker`` does: what exists at the start is frozen,
+and the first generation is collected every 50,000 allocations.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+
+__all__ = ["Stopwatch", "tune_gc"]
+
+
+def tune_gc() -> None:
+    """Set the collector as a worker does."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+class Stopwatch:
+    """Wall and CPU time from the first record to the end of the last one's work."""
+
+    def __init__(self) -> None:
+        self._wall = self._cpu = 0.0
+
+    def start(self) -> None:
+        """Start: the first record is here."""
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def report(self, records: int) -> None:
+        """Print the result."""
+        seconds = time.perf_counter() - self._wall
+        cpu = time.process_time() - self._cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        result = {
+            "records": records,
+            "seconds": seconds,
+            "per_second": records / seconds,
+            "cpu_us": cpu / records * 1e6,
+            "peak_mb": peak,
+        }
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
