@@ -1,1 +1,34 @@
 """Where tables keep their data: memory, LMDB."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from trickle.exceptions import ConfigurationError
+from trickle.stores.contract import Store
+from trickle.stores.memory import MemoryDisk, MemoryStore
+
+__all__ = ["MemoryDisk", "open_store"]
+
+
+def open_store(url: str, directory: Path, disk: MemoryDisk | None = None) -> Store:
+    """Make the store that a URL names; it opens files when it is run.
+
+    Args:
+        url: ``lmdb://`` or ``memory://``.
+        directory: ``{data_dir}/{app}/tables``, for ``lmdb://``.
+        disk: what ``memory://`` keeps its data on; by default one of its own, empty.
+
+    Raises:
+        ConfigurationError: no store for this URL.
+    """
+    if url == "memory://":
+        return MemoryStore(disk)
+    if url == "lmdb://":
+        # Imported on demand: a program without files needs no LMDB.
+        store: Store = import_module("trickle.stores.lmdb").LmdbStore(directory)
+        return store
+    raise ConfigurationError(
+        f"store={url!r} is no store that trickle knows: use lmdb:// or memory://"
+    )

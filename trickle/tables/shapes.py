@@ -12,22 +12,13 @@ serializers it is known without one.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime as dt
-import decimal
 import enum
-import types
-import typing
-import uuid
-from typing import Any, Literal, Union, get_args, get_origin
-
-import msgspec
-import typing_extensions
+from typing import Any
 
 from trickle.exceptions import DecodeError, EncodeError
 from trickle.serializers import BoundCodec
 
-__all__ = ["ABSENT", "MISSING", "KeyShape", "Marker", "ValueShape", "is_immutable"]
+__all__ = ["ABSENT", "MISSING", "KeyShape", "Marker", "ValueShape"]
 
 
 class Marker(enum.Enum):
@@ -46,54 +37,6 @@ MISSING = Marker.MISSING
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 _FLOAT_MAX = 1.7976931348623157e308
 
-_IMMUTABLE: frozenset[object] = frozenset(
-    {
-        int, float, bool, str, bytes, complex, type(None), None, decimal.Decimal, uuid.UUID,
-        dt.datetime, dt.date, dt.time, dt.timedelta,
-    }
-)  # fmt: skip
-
-
-def is_immutable(kind: object, _seen: tuple[object, ...] = ()) -> bool:
-    """Tell whether all values of a type are known never to change."""
-    if kind in _seen:
-        return True  # a recursive type is decided by its other parts
-    seen = (*_seen, kind)
-    kind = getattr(kind, "__supertype__", kind)  # NewType
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is typing.Annotated:
-        return is_immutable(args[0], seen)
-    if origin is Literal:
-        return True
-    if origin is Union or origin is types.UnionType:
-        return all(is_immutable(arg, seen) for arg in args)
-    if origin is tuple or origin is frozenset:
-        return bool(args) and all(arg is Ellipsis or is_immutable(arg, seen) for arg in args)
-    if isinstance(kind, typing_extensions.TypeAliasType):
-        return is_immutable(kind.__value__, seen)
-    if not isinstance(kind, type) or origin is not None:
-        return False
-    if kind in _IMMUTABLE or issubclass(kind, enum.Enum):
-        return True
-    return _is_frozen(kind) and _fields_are_immutable(kind, seen)
-
-
-def _is_frozen(kind: type) -> bool:
-    if issubclass(kind, msgspec.Struct):
-        return kind.__struct_config__.frozen
-    if dataclasses.is_dataclass(kind):
-        return bool(getattr(kind, "__dataclass_params__").frozen)  # noqa: B009 - not in the stubs
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")  # a NamedTuple
-
-
-def _fields_are_immutable(kind: type, seen: tuple[object, ...]) -> bool:
-    try:
-        hints = typing_extensions.get_type_hints(kind, include_extras=True)
-    except (NameError, TypeError):
-        return False
-    hints = {name: hint for name, hint in hints.items() if get_origin(hint) is not typing.ClassVar}
-    return bool(hints) and all(is_immutable(hint, seen) for hint in hints.values())
-
 
 class ValueShape:
     """What a shard knows of its table's value type.
@@ -111,11 +54,11 @@ class ValueShape:
     def __init__(self, table: str, kind: object, codec: BoundCodec, *, trusted: bool) -> None:
         self._codec = codec
         self._what = f"table {table!r}"
-        self.plain = is_immutable(kind)
-        self.nullable = _allows_none(kind)
+        self.plain = codec.immutable
+        self.nullable = codec.nullable
         self.number: type | None = kind if trusted and kind in (int, float) else None  # type: ignore[assignment]
         self.low, self.high = (_INT_MIN, _INT_MAX) if kind is int else (-_FLOAT_MAX, _FLOAT_MAX)
-        self._exact = kind if trusted and kind in (str, bytes, bool) else None
+        self._exact: object = kind if trusted and kind in (str, bytes, bool) else None
 
     def fit(self, key: object, value: Any) -> Any:
         """Return the cell of a value that is written.
@@ -145,9 +88,9 @@ class ValueShape:
         try:
             data = self._codec.encode(value)
         except EncodeError as error:
-            raise self._misfit(key, value, error) from error
+            raise EncodeError(f"{self._what}, key {_short(key)}: {error}") from error
         if data is None:
-            raise self._misfit(key, value, None)
+            raise self._misfit(key, value)
         return data
 
     def verify(self, key: object, value: Any, data: bytes) -> Any:
@@ -159,12 +102,13 @@ class ValueShape:
         try:
             return self._codec.decode(data)
         except DecodeError as error:
-            raise self._misfit(key, value, error) from error
+            raise self._misfit(key, value) from error
 
-    def _misfit(self, key: object, value: object, error: Exception | None) -> EncodeError:
+    def _misfit(self, key: object, value: object) -> EncodeError:
         return EncodeError(
             f"{self._what}, key {_short(key)}: expected {self._codec.type_name}, got "
-            f"{_short(value)} of type {type(value).__qualname__}{_detail(error)}"
+            f"{_short(value)} of type {type(value).__qualname__}, which {self._codec.serializer} "
+            "would not read back as that"
         )
 
     def encode(self, cell: Any) -> bytes | None:
@@ -228,13 +172,16 @@ class KeyShape:
         """
         if type(key) is self.exact:
             return key
+        data: bytes | None = None
         try:
             data = self._codec.encode(key)
             copy = None if data is None else self._codec.decode(data)
-        except (EncodeError, DecodeError) as error:
+        except EncodeError as error:
+            raise EncodeError(f"{self._what}, as a key: {error}") from error
+        except DecodeError as error:
             raise EncodeError(
                 f"{self._what}: expected a key of type {self._codec.type_name}, got "
-                f"{_short(key)} of type {type(key).__qualname__}{_detail(error)}"
+                f"{_short(key)} of type {type(key).__qualname__}, which would not be read back so"
             ) from error
         if data is None:
             raise EncodeError(f"{self._what}: None is no key, as it has no bytes; use another key")
@@ -279,21 +226,6 @@ class KeyShape:
             ) from error
 
 
-def _allows_none(kind: object) -> bool:
-    origin = get_origin(kind)
-    if origin is typing.Annotated:
-        return _allows_none(get_args(kind)[0])
-    if origin is Union or origin is types.UnionType:
-        return any(_allows_none(arg) for arg in get_args(kind))
-    if isinstance(kind, typing_extensions.TypeAliasType):
-        return _allows_none(kind.__value__)
-    return kind is None or kind is type(None) or kind is Any or kind is object
-
-
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _detail(error: BaseException | None) -> str:
-    return f": {error}" if error is not None and str(error) else ""

@@ -103,10 +103,10 @@ class Shard(Generic[K, V]):
             is the table's writer.
         topic_id: the changelog's identity.
         placement: the sampled check that keys belong here.
-        changed: called when there is something to store.
 
     Attributes:
         turn: whose event in hand has changed the shard (never one of a table with loans).
+        changed: called when there is something to store.
         agent: the agent whose claim was granted.
         size: the number of keys, as the event in hand sees it.
         hot: what the facade may read without asking: ``young``, or nothing.
@@ -114,9 +114,9 @@ class Shard(Generic[K, V]):
     """
 
     __slots__ = (
-        "_changed", "_claim", "_generation_entries", "_pinned_bytes", "_size_committing",
-        "_young_bytes", "agent", "committing", "data", "dirty", "exact", "high", "hot", "keys",
-        "limits", "loans", "low", "number", "old", "partition", "partitions", "placement", "plain",
+        "_claim", "_generation_entries", "_pinned_bytes", "_size_committing", "_young_bytes",
+        "agent", "changed", "committing", "data", "dirty", "exact", "high", "hot", "keys", "limits",
+        "loans", "low", "number", "old", "partition", "partitions", "placement", "plain",
         "position", "size", "size_committed", "storing", "table", "topic_id", "turn", "undo_log",
         "unstored", "values", "young",
     )  # fmt: skip
@@ -134,7 +134,6 @@ class Shard(Generic[K, V]):
         claim: Callable[[str], None] | None = None,
         topic_id: str = "",
         placement: Placement | None = None,
-        changed: Callable[[], None] | None = None,
     ) -> None:
         self.table = table
         self.partition = partition
@@ -142,12 +141,10 @@ class Shard(Generic[K, V]):
         self.keys = keys
         self.values = values
         self.data = data
-        self.limits = limits or CacheLimits()
         self.topic_id = topic_id
         self.placement = placement
         self._claim = claim
-        self._changed = changed
-        self._generation_entries = max(1, self.limits.entries // 2)
+        self.changed: Callable[[], None] | None = None
         self.plain = values.plain
         # Copies for the hot path: one attribute instead of two.
         self.exact = keys.exact
@@ -158,7 +155,13 @@ class Shard(Generic[K, V]):
         self.agent: str | None = None
         self.loans: dict[Turn, Loans] = {}
         self.undo_log: dict[Any, Any] = {}
+        self.limit(limits or CacheLimits())
         self.reload()
+
+    def limit(self, limits: CacheLimits) -> None:
+        """Bound the cache anew."""
+        self.limits = limits
+        self._generation_entries = max(1, limits.entries // 2)
 
     def reload(self) -> None:
         """Forget all that is in memory: the store's data have changed, or are to be trusted."""
@@ -477,8 +480,8 @@ class Shard(Generic[K, V]):
         self.committing = {}
         self.size_committed = self._size_committing
         self.position = Position(self.topic_id, offset)
-        if self._changed is not None:
-            self._changed()
+        if self.changed is not None:
+            self.changed()
 
     def revert(self) -> None:
         """The generation has ended: go back to the last commit, the event in hand included."""

@@ -1,0 +1,492 @@
+"""Tables on disk, in LMDB.
+
+One LMDB environment for each partition count and number, with a named database for each table and
+one for what is known of them (``meta``: the format, each table's changelog and position). All
+writes, and everything slow, run in one thread for all environments of a store, for LMDB wants a
+write transaction begun and ended on one thread. Reads are short transactions in Trio's thread.
+
+The map grows when it is full: by LMDB's rules while no transaction of this process is open, hence
+in Trio's thread, which is the only reader, while the writer waits. WRITEMAP is never used: with it
+a full disk ends the process by a signal.
+
+A stored value is followed by a CRC of key and value, four bytes. It is compared when a directory
+is opened that was not closed in order (see :mod:`.homes`). A key that LMDB cannot take whole
+(:func:`~trickle.stores.contract.stored_key`) stands before the value, after its length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import struct
+import weakref
+import zlib
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lmdb
+import msgspec
+import trio
+
+from trickle.exceptions import StoreError
+from trickle.service import Service
+from trickle.stores.contract import (
+    FORMAT_VERSION,
+    STORED_KEY_BYTES_MAX,
+    Position,
+    TableData,
+    TableWrite,
+    stored_key,
+)
+from trickle.stores.homes import (
+    DATA_FILE,
+    Home,
+    examine,
+    generations,
+    mark_closed,
+    mark_open,
+    set_aside,
+)
+from trickle.utils.bridge import Bridge, open_bridge
+from trickle.utils.files import ForeignPathError, private_directory
+
+if TYPE_CHECKING:
+    from lmdb import _Database  # pyright: ignore[reportPrivateUsage]
+
+__all__ = ["LmdbStore", "read_only"]
+
+logger = logging.getLogger("trickle.stores")
+
+MAP_BYTES = 64 << 20
+_TABLES_MAX = 512
+_META = b"meta"
+_LENGTH = struct.Struct("<I")
+_WRITE_TIMEOUT = 60.0  # a disk that does not answer for so long is not coming back
+_LOCK_POLL = 0.05
+
+
+class _Meta(msgspec.Struct):
+    """What the meta database says of one table."""
+
+    topic_id: str
+    offset: int
+
+
+def _pack(key: bytes, stored: bytes, value: bytes) -> bytes:
+    body = value if len(key) < STORED_KEY_BYTES_MAX else _LENGTH.pack(len(key)) + key + value
+    return body + _LENGTH.pack(zlib.crc32(body, zlib.crc32(stored)))
+
+
+def _unpack(stored: bytes, raw: bytes) -> tuple[bytes, bytes]:
+    """Return key and value of a stored pair."""
+    if stored[-1] == 0:
+        return stored[:-1], raw[:-4]
+    end = 4 + cast("int", _LENGTH.unpack_from(raw)[0])
+    return raw[4:end], raw[end:-4]
+
+
+def _is_whole(stored: bytes, raw: bytes) -> bool:
+    return len(raw) >= 4 and raw[-4:] == _LENGTH.pack(zlib.crc32(raw[:-4], zlib.crc32(stored)))
+
+
+class _Table:
+    """One named database."""
+
+    def __init__(self, name: str, environment: _Handle, db: _Database) -> None:
+        self.name = name
+        self.db = db
+        self.position: Position | None = None
+        self._environment = environment
+        self._begin = environment.begin
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            txn = self._begin(self.db)
+            try:
+                stored = stored_key(key)
+                raw = txn.get(stored)
+            finally:
+                txn.abort()
+        except lmdb.Error as error:
+            raise self._environment.unreadable(error) from error
+        if raw is None:
+            return None
+        return raw[:-4] if stored[-1] == 0 else _unpack(stored, raw)[1]
+
+    def count(self) -> int:
+        try:
+            with self._begin(self.db) as txn:
+                return txn.stat(self.db)["entries"]
+        except lmdb.Error as error:
+            raise self._environment.unreadable(error) from error
+
+    def scan(self, after: bytes | None, limit: int) -> Sequence[tuple[bytes, bytes]]:
+        pairs: list[tuple[bytes, bytes]] = []
+        try:
+            with self._begin(self.db) as txn, txn.cursor() as cursor:
+                start = b"" if after is None else stored_key(after)
+                there = cursor.set_range(start) if start else cursor.first()
+                if there and start and cursor.key() == start:
+                    there = cursor.next()
+                while there and len(pairs) < limit:
+                    pairs.append(_unpack(*cursor.item()))
+                    there = cursor.next()
+        except lmdb.Error as error:
+            raise self._environment.unreadable(error) from error
+        return pairs
+
+
+class _Handle:
+    """An open LMDB environment with its databases."""
+
+    def __init__(
+        self, path: Path, names: Collection[str], *, map_bytes: int, read_only: bool = False
+    ) -> None:
+        self.path = path
+        self.env = lmdb.open(
+            str(path), map_size=map_bytes, max_dbs=_TABLES_MAX, max_spare_txns=2, mode=0o600,
+            sync=False, metasync=False, readonly=read_only, create=not read_only, writemap=False,
+        )  # fmt: skip
+        self.begin = self.env.begin
+        self.tables: dict[str, _Table] = {}
+        try:
+            info, page_bytes = self.env.info(), self.env.stat()["psize"]
+            if (info["last_pgno"] + 1) * page_bytes > (path / DATA_FILE).stat().st_size:
+                # To read a page that the file has lost would end the process by a signal.
+                raise _DamagedError("its data file was cut short")
+            self._open_tables(names, read_only=read_only)
+        except BaseException:
+            self.env.close()
+            raise
+
+    def _open_tables(self, names: Collection[str], *, read_only: bool) -> None:
+        self.meta = self.env.open_db(_META, create=not read_only)
+        for name in names:
+            try:
+                db = self.env.open_db(f"table:{name}".encode(), create=not read_only)
+            except lmdb.NotFoundError:  # read-only: no worker has opened this table yet
+                continue
+            self.tables[name] = _Table(name, self, db)
+        with self.begin(self.meta, write=not read_only) as txn:
+            if not read_only:
+                txn.put(b"format", str(FORMAT_VERSION).encode())
+            for name, table in self.tables.items():
+                raw = txn.get(f"table:{name}".encode())
+                if raw is not None:
+                    meta = msgspec.json.decode(raw, type=_Meta)
+                    table.position = Position(meta.topic_id, meta.offset)
+
+    def unreadable(self, error: lmdb.Error) -> StoreError:
+        return StoreError(
+            f"the tables in {self.path} cannot be read ({error}); stop the worker and remove that "
+            "directory: it is rebuilt from the changelogs"
+        )
+
+    def check_records(self) -> None:
+        """Compare every record with its checksum.
+
+        Raises:
+            _DamagedError: one is not what was written.
+        """
+        for table in self.tables.values():
+            with self.begin(table.db) as txn, txn.cursor() as cursor:
+                for stored, raw in cast("Iterator[tuple[bytes, bytes]]", cursor):
+                    if not _is_whole(stored, raw):
+                        raise _DamagedError(
+                            f"a record of table {table.name!r} is not what was written"
+                        )
+
+    def write(self, writes: Sequence[TableWrite]) -> None:
+        """Write in one transaction."""
+        with self.begin(write=True) as txn:
+            for write in writes:
+                db = self.tables[write.table].db
+                if write.clear:
+                    txn.drop(db, delete=False)
+                for key, value in write.changes:
+                    stored = stored_key(key)
+                    if value is None:
+                        txn.delete(stored, db=db)
+                    else:
+                        txn.put(stored, _pack(key, stored, value), db=db)
+                meta = msgspec.json.encode(_Meta(*write.position))
+                txn.put(f"table:{write.table}".encode(), meta, db=self.meta)
+
+
+_open_environments: weakref.WeakSet[_Environment] = weakref.WeakSet()
+
+
+class _Environment:
+    """One partition number of all tables, open and locked."""
+
+    def __init__(self, home: Home, handle: _Handle, bridge: Bridge) -> None:
+        self._home = home
+        self._handle: _Handle | None = handle
+        self._bridge = bridge
+        self._tables: Mapping[str, _Table] = handle.tables
+        self._inode = home.data_file.stat().st_ino
+        self._gone: str | None = None
+        _open_environments.add(self)
+
+    @property
+    def tables(self) -> Mapping[str, _Table]:
+        return self._tables
+
+    async def write(self, writes: Sequence[TableWrite]) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _WRITE_TIMEOUT):
+            while not await self._bridge.call(self._write, writes):
+                self._grow()
+            for write in writes:
+                self._tables[write.table].position = write.position
+            return
+        raise StoreError(
+            f"the disk of {self._home.path} did not answer for {_WRITE_TIMEOUT:g} s: a write of "
+            "tables is stuck; check the disk, or move data_dir to another one"
+        )
+
+    def _write(self, writes: Sequence[TableWrite]) -> bool:
+        """Write in the writer's thread; return False where the map is too small."""
+        handle = self._here()
+        try:
+            handle.write(writes)
+        except lmdb.MapFullError:
+            return False
+        except lmdb.Error as error:
+            raise StoreError(
+                f"the tables in {handle.path} cannot be written ({error}): nothing of this write "
+                "has happened; free some space, or move data_dir to a larger disk"
+            ) from error
+        return True
+
+    def _here(self) -> _Handle:
+        handle = self._handle
+        if self._gone is not None or handle is None:
+            raise StoreError(f"the tables in {self._home.path} {self._gone or 'are closed'}")
+        try:
+            inode = self._home.data_file.stat().st_ino
+        except FileNotFoundError:
+            inode = -1
+        if inode != self._inode:
+            raise StoreError(
+                f"the tables in {self._home.path} were removed while the worker runs: what it "
+                "writes there would be lost; restart it, the tables are rebuilt from the "
+                "changelogs"
+            )
+        return handle
+
+    def _grow(self) -> None:
+        handle = self._here()
+        size = handle.env.info()["map_size"] * 2
+        try:
+            handle.env.set_mapsize(size)
+        except (lmdb.Error, MemoryError) as error:
+            raise StoreError(
+                f"the tables in {handle.path} need a map of {size:,} bytes and cannot have it "
+                f"({error}); is the address space limited (ulimit -v)?"
+            ) from error
+        logger.debug("the tables in %s have a map of %d bytes now", handle.path, size)
+
+    async def close(self) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _WRITE_TIMEOUT):
+            await self._bridge.call(self._close)
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is None or self._gone is not None:
+            return
+        try:
+            # To the disk, so that a machine that stops later finds what the state file promises.
+            handle.env.sync(True)
+            handle.env.close()
+            if self._home.data_file.exists():
+                mark_closed(self._home.path)
+        except (lmdb.Error, OSError) as error:
+            logger.warning(
+                "the tables in %s could not be closed in order (%s): they are examined when they "
+                "are opened again", self._home.path, error,
+            )  # fmt: skip
+        finally:
+            self._home.lock.release()
+
+    def forked(self) -> None:
+        """This is a child process: the files are the parent's."""
+        self._gone = (
+            "were opened before this process forked, and belong to its parent; start processes by "
+            "spawn, or run the app in the child"
+        )
+        for table in self._tables.values():
+            table._begin = self._refuse  # pyright: ignore[reportPrivateUsage]
+        self._home.lock.release()
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise StoreError(f"the tables in {self._home.path} {self._gone}")
+
+
+def _after_fork() -> None:
+    for environment in list(_open_environments):
+        environment.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class LmdbStore(Service):
+    """A :class:`~trickle.stores.contract.Store` on disk.
+
+    Args:
+        directory: ``{data_dir}/{app}/tables``; made where it is missing, for this user alone.
+        lock_timeout: seconds to wait for another process to give an environment back.
+        map_bytes: of a new environment; it grows by itself.
+    """
+
+    name = "store"
+
+    def __init__(
+        self, directory: Path, *, lock_timeout: float = 2.0, map_bytes: int = MAP_BYTES
+    ) -> None:
+        super().__init__()
+        self.directory = directory
+        self._lock_timeout = lock_timeout
+        self._map_bytes = map_bytes
+        self._bridge: Bridge | None = None
+
+    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        async with open_bridge("trickle-tables") as self._bridge:
+            task_status.started()
+            await self._bridge.wait_ended()
+
+    async def open(self, count: int, partition: int, tables: Collection[str]) -> _Environment:
+        """Open the environment of a partition number, made where it is missing."""
+        bridge = self._bridge
+        if bridge is None:
+            raise RuntimeError("the store is not running: start it by its parent")
+        try:
+            home = await self._locked(count, partition)
+            try:
+                handle = await self._call(bridge, home, tuple(tables))
+            except BaseException:
+                home.lock.release()
+                raise
+        except (lmdb.Error, OSError, MemoryError) as error:
+            raise StoreError(_cannot_open(self.directory, error)) from error
+        return _Environment(home, handle, bridge)
+
+    async def _call(self, bridge: Bridge, home: Home, tables: tuple[str, ...]) -> _Handle:
+        # Cancelled in the middle, nobody would own what has been opened.
+        with trio.CancelScope(shield=True):
+            return await bridge.call(self._open, home, tables)
+        raise AssertionError("a scope without a deadline cancels nothing")
+
+    async def _locked(self, count: int, partition: int) -> Home:
+        """Lock the newest generation, or make a newer one where it stays locked."""
+        for path in (self.directory.parent, self.directory, self.directory / str(count)):
+            private_directory(path)
+        found = generations(self.directory / str(count), partition)
+        newest = found[0]
+        with trio.move_on_after(self._lock_timeout):
+            while not newest.lock.acquire():  # noqa: ASYNC110 - another process tells nobody
+                await trio.sleep(_LOCK_POLL)
+        home = newest
+        while not home.lock.acquire():
+            logger.warning(
+                "the tables of partition %d in %s are locked by process %s: they are rebuilt "
+                "beside them; give each worker its own data_dir to avoid that",
+                partition, home.path, home.lock.holder() or "(unknown)",
+            )  # fmt: skip
+            home = Home(newest.path.parent, partition, home.generation + 1)
+        for older in found:
+            if older.generation < home.generation and older.lock.acquire():
+                older.remove()
+                older.lock.release()
+        return home
+
+    def _open(self, home: Home, names: tuple[str, ...]) -> _Handle:
+        path = home.path
+        home.make()
+        verdict = examine(path)
+        if verdict.damage is None:
+            try:
+                return self._open_files(home, names, examine_records=verdict.records)
+            except (_DamagedError, lmdb.CorruptedError, lmdb.PageNotFoundError,
+                    lmdb.InvalidError, lmdb.VersionMismatchError) as error:  # fmt: skip
+                damage = str(error)
+        else:
+            damage = verdict.damage
+        logger.warning(
+            "the tables in %s cannot be trusted: %s; they were moved to %s and are rebuilt from "
+            "the changelogs", path, damage, set_aside(path),
+        )  # fmt: skip
+        home.make()
+        return self._open_files(home, names, examine_records=False)
+
+    def _open_files(self, home: Home, names: tuple[str, ...], *, examine_records: bool) -> _Handle:
+        mark_open(home.path)
+        handle = _Handle(home.path, names, map_bytes=_map_bytes(home, self._map_bytes))
+        if examine_records:
+            try:
+                handle.check_records()
+            except BaseException:
+                handle.env.close()
+                raise
+        return handle
+
+
+class _DamagedError(Exception):
+    """What is in the files is not what was written; never leaves this module."""
+
+
+def _map_bytes(home: Home, least: int) -> int:
+    """Return a map size in which there is room beside what is in the file already."""
+    size = home.data_file.stat().st_size if home.data_file.exists() else 0
+    return max(least, (size + size // 4 + 0xFFFF) & ~0xFFFF)
+
+
+def _cannot_open(directory: Path, error: BaseException) -> str:
+    if isinstance(error, ForeignPathError):
+        return (
+            f"the tables cannot be kept in {directory}: {error.filename} {error.strerror}; remove "
+            "it, or name another data_dir"
+        )
+    return (
+        f"the tables in {directory} cannot be opened ({error}): data_dir must be a directory on a "
+        "local disk with free space, that this user may write"
+    )
+
+
+@contextlib.contextmanager
+def read_only(
+    directory: Path, count: int, partition: int, table: str
+) -> Generator[TableData | None]:
+    """Open one partition of one table to read, whether a worker holds it or not.
+
+    Yields None where there is nothing that can be read: the changelog has it all.
+    """
+    parent = directory / str(count)
+    home = next(iter(generations(parent, partition)), None) if parent.is_dir() else None
+    if home is None or not home.data_file.exists():
+        yield None
+        return
+    ours = home.lock.acquire()  # else a worker has it, and has examined it
+    handle: _Handle | None = None
+    try:
+        verdict = examine(home.path) if ours else None
+        if verdict is None or verdict.damage is None:
+            try:
+                handle = _Handle(
+                    home.path, [table], map_bytes=_map_bytes(home, MAP_BYTES), read_only=True
+                )
+                if verdict is not None and verdict.records:
+                    handle.check_records()
+            except (lmdb.Error, _DamagedError):
+                logger.debug("the tables in %s cannot be read", home.path, exc_info=True)
+                if handle is not None:
+                    handle.env.close()
+                    handle = None
+        yield None if handle is None else handle.tables.get(table)
+    finally:
+        if handle is not None:
+            handle.env.close()
+        if ours:
+            home.lock.release()

@@ -1,0 +1,357 @@
+"""Recovery: bringing one environment up to date from the changelogs.
+
+What is in a store is the fold of a changelog's records up to its position, never more than what
+was committed. So recovery reads committed records from there to the end, and writes them as they
+come: killed in the middle, it goes on from where it was. The *end* is the high watermark as an
+uncommitted reader sees it, taken once no transaction on the partition is pending: the caller has
+waited for its committed offset to be stable.
+
+A position means nothing where the changelog is another topic than the one that it was taken in,
+where it lies beyond the end, or before what the changelog still holds. Then the table is built
+anew from the changelog's beginning, and a warning says why. So it is, too, where the changelog was
+trimmed while it was read: what was read before may not be in it any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import trio
+
+from trickle.exceptions import OffsetOutOfRange, RecoveryError, TopicError
+from trickle.stores.contract import (
+    FORMAT_VERSION,
+    Environment,
+    Position,
+    TableWrite,
+    coalesced,
+)
+from trickle.transport.contract import Batch, Reader, Transport, Watermarks
+from trickle.types import Headers, TopicPartition
+
+__all__ = [
+    "CHANGELOG_HEADERS",
+    "Plan",
+    "RecoveryProgress",
+    "changelog_pairs",
+    "plan_recovery",
+    "recover",
+]
+
+logger = logging.getLogger("trickle.tables")
+
+_FORMAT_HEADER = "trickle-format"
+CHANGELOG_HEADERS: Headers = ((_FORMAT_HEADER, str(FORMAT_VERSION).encode()),)
+"""What each changelog record carries: its format is never in the value's bytes."""
+
+MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, bytes | None]]] = {}
+"""From older formats (the header's value) to this one: (key, value) to (key, value)."""
+
+_WRITE_RECORDS = 20_000
+_REPORT_INTERVAL = 5.0
+_ATTEMPTS = 5
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What recovery does with one table.
+
+    Attributes:
+        start: the offset to read from.
+        end: the offset to read up to.
+        rebuild: why what is stored is dropped first; None where it is kept.
+    """
+
+    start: int
+    end: int
+    rebuild: str | None = None
+
+
+def plan_recovery(
+    position: Position | None, topic_id: str, marks: Watermarks, *, markers: bool
+) -> Plan:
+    """Decide from where to read a changelog.
+
+    Args:
+        position: what is stored; None: nothing.
+        topic_id: the changelog's identity now.
+        marks: its watermarks.
+        markers: transactions end with markers, which take an offset: the one behind a commit's
+            last record may be gone without a loss.
+    """
+    low, high = marks
+    if position is None:
+        return Plan(low, high)
+    if position.topic_id != topic_id:
+        return Plan(low, high, "the changelog is another topic than the one it was taken from")
+    if position.offset > high:
+        return Plan(
+            low, high, f"it goes up to {position.offset:,}, and the changelog ends at {high:,}"
+        )
+    if position.offset + markers < low:
+        return Plan(
+            low, high, f"it goes up to {position.offset:,}, and the changelog begins at {low:,}"
+        )
+    return Plan(max(position.offset, low), high)
+
+
+class RecoveryProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the recovery of one partition number is.
+
+    Attributes:
+        done: offsets passed.
+        total: offsets to pass.
+        rate: per second, since the start.
+        remaining: seconds left at that rate; None where it cannot be told.
+    """
+
+    tables: tuple[str, ...]
+    count: int
+    partition: int
+    done: int
+    total: int
+    rate: float
+    remaining: float | None
+
+
+def changelog_pairs(batch: Batch) -> list[tuple[bytes, bytes | None]]:
+    """Return the changes in a batch of changelog records.
+
+    Raises:
+        RecoveryError: a record is of a format that this program does not know.
+    """
+    pairs = [(k, v) for k, v in zip(batch.keys(), batch.values(), strict=True) if k is not None]
+    # A batch has one writer or two (an upgrade between them): its ends tell.
+    for index in {0, len(batch) - 1}:
+        found = dict(batch.record(index).headers).get(_FORMAT_HEADER)
+        if found != CHANGELOG_HEADERS[0][1]:
+            return _migrated(batch)
+    return pairs
+
+
+def _migrated(batch: Batch) -> list[tuple[bytes, bytes | None]]:
+    pairs: list[tuple[bytes, bytes | None]] = []
+    for index in range(len(batch)):
+        record = batch.record(index)
+        found = dict(record.headers).get(_FORMAT_HEADER)
+        if record.key is None:
+            continue
+        if found == CHANGELOG_HEADERS[0][1]:
+            pairs.append((record.key, record.value))
+        elif found in MIGRATIONS:
+            pairs.append(MIGRATIONS[found](record.key, record.value))
+        else:
+            raise RecoveryError(
+                f"changelog {record.topic!r}, partition {record.partition}, offset "
+                f"{record.offset}: a record of format {(found or b'(none)').decode('latin-1')}, "
+                f"and this program knows format {FORMAT_VERSION}; run the trickle that wrote it, "
+                "or a newer one, and write to changelogs by tables alone"
+            )
+    return pairs
+
+
+async def recover(
+    transport: Transport,
+    environment: Environment,
+    tables: Mapping[str, str],
+    *,
+    count: int,
+    partition: int,
+    timeout: float,
+    markers: bool,
+    report: Callable[[RecoveryProgress | None], None],
+) -> tuple[dict[str, str], bool]:
+    """Bring all tables of an environment up to date.
+
+    Args:
+        tables: the changelog's name of each table.
+        timeout: seconds without progress after which it fails.
+        markers: as for :func:`plan_recovery`.
+        report: told of the progress, and None at the end.
+
+    Returns:
+        The changelogs' identities by table, and whether anything was written.
+
+    Raises:
+        RecoveryError: no progress, a changelog is missing, or is trimmed again and again.
+    """
+    wrote = False
+    for number in range(_ATTEMPTS):
+        attempt = _Attempt(
+            transport, environment, tables, count, partition, timeout, markers, afresh=number > 0
+        )
+        try:
+            complete = await attempt.run(report)
+        except OffsetOutOfRange:
+            complete = False
+        finally:
+            report(None)
+            wrote |= attempt.wrote
+        if complete:
+            return attempt.topic_ids, wrote
+        logger.warning(
+            "partition %d of %s: the changelog was trimmed while it was read, start again",
+            partition, ", ".join(tables),
+        )  # fmt: skip
+    raise RecoveryError(
+        f"partition {partition} of the tables {', '.join(tables)}: the changelog was trimmed "
+        f"while it was read, {_ATTEMPTS} times; a changelog must be compacted, not deleted: set "
+        "its cleanup.policy=compact"
+    )
+
+
+class _Attempt:
+    """One pass over the changelogs of one partition number."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        environment: Environment,
+        tables: Mapping[str, str],
+        count: int,
+        partition: int,
+        timeout: float,
+        markers: bool,
+        *,
+        afresh: bool,
+    ) -> None:
+        self._transport = transport
+        self._environment = environment
+        self._tables = tables
+        self._count = count
+        self._partition = partition
+        self._timeout = timeout
+        self._markers = markers
+        self._afresh = afresh
+        self.topic_ids: dict[str, str] = {}
+        self.wrote = False
+        self._at = {TopicPartition(topic, partition): name for name, topic in tables.items()}
+        self._plans: dict[TopicPartition, Plan] = {}
+        self._pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
+        self._clear: set[TopicPartition] = set()
+
+    async def run(self, report: Callable[[RecoveryProgress | None], None]) -> bool:
+        """Read to the end; return False where the changelog was trimmed meanwhile."""
+        admin = self._transport.admin
+        await self._identify()
+        before = await admin.watermarks(self._at.keys())
+        self._plan(before)
+        wanted = {at: plan.end for at, plan in self._plans.items() if plan.start < plan.end}
+        if wanted:
+            starts = {at: self._plans[at].start for at in wanted}
+            async with self._transport.reader(starts) as reader:
+                await self._read(reader, wanted, report)
+                positions = dict(reader.positions())
+            await self._write(positions)
+            after = await admin.watermarks(list(wanted))
+            if any(after[at].low > self._plans[at].start for at in wanted):
+                return False
+        await self._write({at: plan.start for at, plan in self._plans.items() if at not in wanted})
+        return True
+
+    async def _identify(self) -> None:
+        infos = await self._transport.admin.topics(list(self._tables.values()))
+        for name, topic in self._tables.items():
+            info = infos.get(topic)
+            if info is None:
+                raise TopicError(
+                    f"table {name!r}: its changelog {topic!r} does not exist; declare it with "
+                    f"{self._count} partitions and cleanup.policy=compact, or let the app do it"
+                )
+            self.topic_ids[name] = info.topic_id
+
+    def _plan(self, marks: Mapping[TopicPartition, Watermarks]) -> None:
+        for at, name in self._at.items():
+            position = self._environment.tables[name].position
+            if self._afresh:
+                self._plans[at] = Plan(marks[at].low, marks[at].high, "trimmed while it was read")
+                self._clear.add(at)
+                continue
+            plan = plan_recovery(position, self.topic_ids[name], marks[at], markers=self._markers)
+            self._plans[at] = plan
+            if plan.rebuild is not None:
+                self._clear.add(at)
+                logger.warning(
+                    "table %r, partition %d: what is stored cannot be used (%s): it is rebuilt "
+                    "from its changelog", name, self._partition, plan.rebuild,
+                )  # fmt: skip
+
+    async def _read(
+        self,
+        reader: Reader,
+        wanted: Mapping[TopicPartition, int],
+        report: Callable[[RecoveryProgress | None], None],
+    ) -> None:
+        """Read up to the ends."""
+        started = last_report = time.monotonic()
+        total = sum(end - self._plans[at].start for at, end in wanted.items())
+        held = 0
+        while any(reader.positions()[at] < end for at, end in wanted.items()):
+            batches = await self._fetch(reader, wanted)
+            for batch in batches:
+                pairs = changelog_pairs(batch)
+                self._pending.setdefault(TopicPartition(batch.topic, batch.partition), []).extend(
+                    pairs
+                )
+                held += len(pairs)
+            positions = reader.positions()
+            now = time.monotonic()
+            done = sum(positions[at] - self._plans[at].start for at in wanted)
+            progress = self._progress(done, total, now - started)
+            report(progress)
+            if now - last_report >= _REPORT_INTERVAL:
+                last_report = now
+                logger.info(
+                    "recovering partition %d of %s: %d of %d (%d %%), %d/s, %s left",
+                    self._partition, ", ".join(self._tables), done, total, 100 * done // total,
+                    progress.rate, "?" if progress.remaining is None
+                    else f"{progress.remaining:.0f} s",
+                )  # fmt: skip
+            if held >= _WRITE_RECORDS:
+                held = 0
+                await self._write(dict(positions))
+
+    async def _fetch(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> Sequence[Batch]:
+        with trio.move_on_after(self._timeout):
+            return await reader.fetch()
+        stuck = ", ".join(
+            f"{self._at[at]} at {reader.positions()[at]:,} of {end:,}"
+            for at, end in wanted.items()
+            if reader.positions()[at] < end
+        )
+        raise RecoveryError(
+            f"partition {self._partition}: recovery made no progress for {self._timeout:g} s "
+            f"({stuck}): is the broker well, is a transaction left open? recovery_timeout= gives "
+            "it more time"
+        )
+
+    def _progress(self, done: int, total: int, elapsed: float) -> RecoveryProgress:
+        rate = done / elapsed if elapsed > 0 else 0.0
+        return RecoveryProgress(
+            tables=tuple(self._tables),
+            count=self._count,
+            partition=self._partition,
+            done=done,
+            total=total,
+            rate=rate,
+            remaining=(total - done) / rate if rate else None,
+        )
+
+    async def _write(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Write what was read, with the positions reached."""
+        writes: list[TableWrite] = []
+        for at, offset in positions.items():
+            name = self._at[at]
+            position = Position(self.topic_ids[name], offset)
+            changes = coalesced(self._pending.pop(at, []))
+            clear = at in self._clear
+            if changes or clear or position != self._environment.tables[name].position:
+                self.wrote |= bool(changes) or clear
+                writes.append(
+                    TableWrite(table=name, position=position, changes=changes, clear=clear)
+                )
+        if writes:
+            await self._environment.write(writes)
+        self._clear.difference_update(positions)
