@@ -10,9 +10,8 @@ count       count per key: changelog and offsets in one transaction every 100 ms
 embedded    the embedded log: sending from outside events, and an agent that reads, no Kafka
 =========== =====================================================================================
 
-The table shows each contestant's lowest, median and highest rate, the ratio to the first one, CPU time
-per record and peak memory; everything is
-in the JSON file that is written to benchmarks/results/.
+The table shows each contestant's lowest, median and highest rate, its ratio to the first one, CPU
+time per record and peak memory; all single runs are in the JSON file in benchmarks/results/.
 """
 
 from __future__ import annotations
