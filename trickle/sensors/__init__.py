@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trickle.sensors.monitor import Monitor, MonitorStatistics
 from trickle.sensors.protocol import BaseSensor, Sensor, Sensors
 
-__all__ = ["BaseSensor", "Sensor", "Sensors"]
+__all__ = ["BaseSensor", "Monitor", "MonitorStatistics", "Sensor", "Sensors"]
