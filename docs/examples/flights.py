@@ -37,6 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import trickle
+from trickle.config import Settings
 from trickle.transport import open_transport
 from trickle.transport.contract import TransportOptions
 from trickle.types import TopicPartition
@@ -170,7 +171,7 @@ class Progressed(msgspec.Struct):
     loaded: int = 0
 
 
-async def rows_held(settings: trickle.Settings) -> dict[int, int]:
+async def rows_held(settings: Settings) -> dict[int, int]:
     """Return for each partition of ``flights`` the row of its last record, 0 for an empty one.
 
     Only the loader writes there, in the order of rows, and a carrier's flights always go to the
@@ -194,7 +195,7 @@ async def rows_held(settings: trickle.Settings) -> dict[int, int]:
         return rows
 
 
-async def load_missing(settings: trickle.Settings, progress: Progressed) -> None:
+async def load_missing(settings: Settings, progress: Progressed) -> None:
     """Load the flights that the topic does not hold yet."""
     held = await rows_held(settings)
     where: dict[str, int] = {}  # a carrier's partition
@@ -292,9 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--broker", help="kafka://host:port; the embedded log unless given")
     parser.add_argument("--data-dir", help="where tables and the embedded log are kept")
     options = parser.parse_args(arguments)
-    for setting in ("broker", "data_dir"):
-        if (value := getattr(options, setting)) is not None:
-            os.environ[f"TRICKLE_{setting.upper()}"] = value
+    if options.broker is not None:
+        os.environ["TRICKLE_BROKER"] = options.broker
+    if options.data_dir is not None:
+        os.environ["TRICKLE_DATA_DIR"] = str(Path(options.data_dir).absolute())
     code = 0
     try:
         trio.run(run, Console())

@@ -226,10 +226,10 @@ def kill_and_check(place: Place, expected: Figures) -> None:
     """Kill the example at random moments, then let it end.
 
     The moments reach from the start of the interpreter to about the end of the work; the seed is
-    in the output of a test that failed, and TRICKLE_TEST_SEED sets it.
+    in the output of a test that failed, and FLIGHTS_TEST_SEED sets it.
     """
-    seed = os.environ.get("TRICKLE_TEST_SEED") or str(random.SystemRandom().randrange(10**6))
-    print(f"TRICKLE_TEST_SEED={seed}")  # shown where the test fails
+    seed = os.environ.get("FLIGHTS_TEST_SEED") or str(random.SystemRandom().randrange(10**6))
+    print(f"FLIGHTS_TEST_SEED={seed}")  # shown where the test fails
     moments = random.Random(seed)
     for _ in range(KILLS):
         with place.start() as process:
