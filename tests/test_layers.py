@@ -21,6 +21,7 @@ ROOMS: list[str] = [
     "serializers",
     "models",
     "config",
+    "identity",
     "context",
     "service",
     "sensors",
@@ -51,7 +52,7 @@ ROOMS: list[str] = [
 # Who may import what only one place shall know. A prefix stands for all modules that begin so.
 CLIENTS = {
     "confluent_kafka": ("trickle.transport.kafka",),
-    "lmdb": ("trickle.transport.embedded", "trickle.stores.lmdb", "trickle.utils.lmdb"),
+    "lmdb": ("trickle.transport.embedded", "trickle.stores.lmdb", "trickle.stores.homes"),
     "quart": ("trickle.web", "trickle.cli"),
     "quart_trio": ("trickle.web",),
     "hypercorn": ("trickle.web",),
