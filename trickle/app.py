@@ -17,6 +17,7 @@ from trickle.policies import DeadLetter, Policy, Retry
 from trickle.run import Run, open_run
 from trickle.sensors import Sensor
 from trickle.service import Restart, Service
+from trickle.streams import Stream
 from trickle.tables import Table
 from trickle.topics import Repartition, Source, Topic
 from trickle.types import Codec, Duration, Partitioner
@@ -418,11 +419,17 @@ def _repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable
     """Return the function of the internal agent that feeds a repartition topic."""
     target, make_key = repartition.target, repartition.key
 
-    async def regroup(stream: Any) -> None:
+    async def regroup(stream: Stream[Any, Any]) -> None:
         async for event in stream.events():
             key = event.key if make_key is None else make_key(event.value)
             target.send_nowait(event.value, key=key, headers=event.headers)
 
-    return regroup
+    async def regroup_as_it_is(stream: Stream[Any, Any]) -> None:
+        async for event in stream.events():
+            key = event.key if make_key is None else make_key(event.value)
+            target.send_encoded(event.record.value, key=key, headers=event.headers)
+
+    changed = any(kind != "filter" for kind, _ in repartition.source.steps)
+    return regroup if changed or not repartition.owned else regroup_as_it_is
 
 

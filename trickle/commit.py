@@ -72,6 +72,9 @@ class Enrolled(Protocol):
 class Committer(Service):
     """Decides when to commit, and does it.
 
+    Attributes:
+        count: commits that have succeeded.
+
     Args:
         producer: publishes.
         consumer: knows what may be committed.
@@ -116,6 +119,7 @@ class Committer(Service):
         self._since = math.inf
         self._urgent = False
         self._last = -math.inf
+        self.count = 0
         self._busy: set[Lane] = set()
         # What has settled since the last snapshot
         self._events = 0
@@ -160,6 +164,18 @@ class Committer(Service):
         if self._urgent:
             return self._last + self._interval_min
         return self._since + self._interval
+
+    @property
+    def pending(self) -> bool:
+        """Whether something may have to be committed, or a failed commit is being cleared away."""
+        return self._since != math.inf or self.broken is not None or self._lock.locked()
+
+    def hurry(self) -> None:
+        """Commit now, without waiting for any interval."""
+        self._last = -math.inf
+        self._since = min(self._since, trio.current_time())
+        self._urgent = True
+        self._signal.set()
 
     def _pend(self, *, urgent: bool = False) -> None:
         """Something may have to be committed."""
@@ -265,10 +281,10 @@ class Committer(Service):
         plan = consumer.plan(settled, releasing) if consumer is not None else {}
         offsets = {partition: positions.write() for partition, positions in plan.items()}
         dirty = [
-            (TopicPartition(changelog, scope.number), shard, shard.snapshot())
+            (TopicPartition(changelog, scope.number), shard, changes)
             for scope in self._scopes
             for changelog, shard in scope.changelogs.items()
-            if shard.dirty
+            if (changes := shard.snapshot()) is not None
         ]
         events, self._events = self._events, 0
         size, self._bytes = self._bytes, 0
@@ -309,6 +325,7 @@ class Committer(Service):
             shard.committed(ends[partition])
         self._producer.release()
         self._last = trio.current_time()
+        self.count += 1
         self._widen()
         self._opened()
         self._sensor.committed(self._last - started, events, len(offsets))

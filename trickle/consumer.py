@@ -70,10 +70,10 @@ class Consumer(Service):
         """The driver's client.
 
         Raises:
-            TransportError: the group has not been joined yet, or has been left.
+            TransportError: the group has not been joined yet.
         """
         if self._client is None:
-            raise TransportError("the consumer is not open: the worker is starting or stopping")
+            raise TransportError("the group has not been joined yet: the worker is starting")
         return self._client
 
     @property
@@ -85,10 +85,7 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._client = None
+            await trio.sleep_forever()
 
     # Rebalances, passed on in order
 

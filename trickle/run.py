@@ -44,7 +44,8 @@ from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics, supervise
 from trickle.streams import Pace
-from trickle.tables import HOLDER, TableManager, open_store
+from trickle.stores import open_store
+from trickle.tables import HOLDER, CacheLimits, TableManager
 from trickle.ticks import TimerService
 from trickle.topology import Topology, prepare
 from trickle.transport import open_transport
@@ -127,8 +128,10 @@ class Run(Service):
         self._hard = trio.CancelScope(shield=True)
         self._work = trio.CancelScope()
         self._stopping = False
+        self._stop_asked = trio.Event()
         self._started_up = False
         self._inner: trio.Nursery | None = None
+        self._identity: Identity | None = None
         self._stack: list[_Child] = []
         self._failures: list[Exception] = []
 
@@ -160,14 +163,20 @@ class Run(Service):
         children = tuple(child.service.statistics() for child in self._stack)
         return msgspec.structs.replace(own, children=children)
 
+    async def wait_stopped(self) -> None:
+        """Wait until the Run has been told to stop, or has failed."""
+        await self._stop_asked.wait()
+
     def stop(self) -> None:
         """Drain, commit and end; returns at once."""
         self._stopping = True
+        self._stop_asked.set()
         self._work.cancel()
 
     def cancel(self) -> None:
         """End at once: what has not been committed has not happened."""
         self._stopping = True
+        self._stop_asked.set()
         self._hard.cancel()
 
     # Its life
@@ -187,6 +196,8 @@ class Run(Service):
             finally:
                 self._stopping = True
         self.nursery.cancel_scope.cancel()
+        if self._identity is not None:
+            self._identity.release()
         if self._failures:
             raise ExceptionGroup(f"the app {self.app.id!r} failed", self._failures)
 
@@ -214,7 +225,7 @@ class Run(Service):
             replicas=settings.replicas,
         )
         topics.update(self.topology.topics)
-        identity = self._identify(agents)
+        identity = self._identity = self._identify(agents)
         await self._start_producer(transport, identity, topics)
         if agents:
             await self._start_tables(transport)
@@ -248,17 +259,17 @@ class Run(Service):
         await self._start(self.producer)
 
     async def _start_tables(self, transport: Transport) -> None:
+        settings = self.settings
         make = self._surroundings.store
-        store = make() if make is not None else open_store(self.settings, self.app.id)
-        topology = self.topology
-        assert topology is not None
+        directory = settings.data_dir / self.app.id / "tables"
+        store = make() if make is not None else open_store(settings.store, directory)
         self.tables = TableManager(
-            store,
             transport,
-            topology.topics,
-            cache_bytes=self.settings.cache_bytes,
-            recovery_timeout=self.settings.recovery_timeout,
-            sensor=self._sensor,
+            store,
+            self.app.tables.values(),
+            transactional=settings.processing_guarantee == "exactly_once",
+            recovery_timeout=settings.recovery_timeout,
+            cache=CacheLimits(entries=1 << 40, bytes=settings.cache_bytes),
         )
         HOLDER.set(self.tables)
         await self._start(self.tables)

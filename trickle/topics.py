@@ -283,6 +283,13 @@ class Topic(Source[V, K]):
         else:
             _stage(turn, effect)
 
+    def send_encoded(self, value: bytes | None, *, key: K | None, headers: Headers) -> None:
+        """Stage a record whose value is wire bytes already: what a repartition does."""
+        turn = current_turn()
+        if turn is None:
+            raise UsageError(f"topic {self.name!r}: send_encoded belongs inside an event")
+        _stage(turn, self.effect_of_bytes(self._encode(self.key_codec, key, "key"), value, headers))
+
     async def send_all(
         self, items: Iterable[tuple[K | None, V] | tuple[K | None, V, float]]
     ) -> int:

@@ -63,7 +63,7 @@ async def prepare(
         DefinitionError: partition counts do not fit.
     """
     declarer = _Declarer(admin, declare, partitions, replicas)
-    users = {topic.name: topic for topic in topics}
+    users = {topic.name: topic for topic in topics if not topic.internal}
     for agent in agents:
         for topic in (*agent.topics, *(s for s in agent.sinks if isinstance(s, Topic))):
             if not topic.internal:

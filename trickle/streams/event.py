@@ -146,7 +146,9 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
             self._lane.finish()
 
     def _in_hand(self, what: str) -> None:
-        lane: Lane = self._lane
+        lane: Lane | None = self._lane
+        if lane is None:
+            raise UsageError(f"event {self.id} was read back in a test: it cannot be {what}")
         if lane.number != self._number:
             raise EventSettledError(f"event {self.id} has settled already: it cannot be {what}")
         turn = current_turn()

@@ -1,0 +1,154 @@
+"""Nothing lost, nothing counted twice: crashes, failed commits, rebalances, in virtual time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trickle
+import trickle.testing
+
+
+def counting_app() -> tuple[trickle.App, trickle.Topic[int, str], trickle.Topic[int, str], trickle.Table[str, int]]:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=4)
+    out = app.topic("out", key=str, value=int, partitions=4)
+    counts = app.table("counts", key=str, value=int, default=int)
+
+    @app.agent(source, name="count")
+    async def count(stream: trickle.Stream[int, str]) -> None:
+        async for event in stream.events():
+            counts[event.key] += 1
+            if event.value % 7 == 0:
+                await trio.sleep(0.01)
+            out.send_nowait(counts[event.key], key=event.key)
+
+    return app, source, out, counts
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_crashes_at_random(mock_clock: MockClock, seed: int) -> None:
+    app, source, out, counts = counting_app()
+    dice = random.Random(seed)
+    sent: dict[str, int] = {}
+    async with trickle.testing.run(app, seed=seed) as t:
+        for number in range(200):
+            key = f"k{dice.randrange(10)}"
+            sent[key] = sent.get(key, 0) + 1
+            await t.send(source, number, key=key)
+            if dice.random() < 0.05:
+                await t.advance(dice.random() * 0.2)
+            if dice.random() < 0.03:
+                await t.crash()
+        await t.advance(5)
+        await t.settled()
+        assert dict(counts.items()) == sent
+        outputs: dict[str, list[int]] = {}
+        for event in t.sent(out):
+            outputs.setdefault(event.key, []).append(event.value)
+        assert outputs == {key: list(range(1, n + 1)) for key, n in sent.items()}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_rebalances_and_crashes_of_several_workers(mock_clock: MockClock, seed: int) -> None:
+    app, source, out, counts = counting_app()
+    dice = random.Random(seed)
+    sent: dict[str, int] = {}
+    async with trickle.testing.run(app, seed=seed, workers=2) as t:
+        for number in range(150):
+            key = f"k{dice.randrange(10)}"
+            sent[key] = sent.get(key, 0) + 1
+            await t.send(source, number, key=key)
+            if dice.random() < 0.1:
+                await t.advance(dice.random() * 0.2)
+            if dice.random() < 0.04:
+                await t.rebalance(workers=dice.choice((1, 2, 3)))
+            if dice.random() < 0.03:
+                await t.crash()
+        await t.advance(30)
+        await t.settled()
+        assert dict(counts.items()) == sent
+        outputs: dict[str, list[int]] = {}
+        for event in t.sent(out):
+            outputs.setdefault(event.key, []).append(event.value)
+        assert outputs == {key: list(range(1, n + 1)) for key, n in sent.items()}
+
+
+async def test_two_agents_on_one_topic_keep_a_position_each(mock_clock: MockClock) -> None:
+    """The quick agent is ahead by 5 when the worker crashes; it repeats none of them."""
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    fast, slow = app.topic("fast", value=int, partitions=1), app.topic("slow", value=int, partitions=1)
+    gate = trio.Event()
+
+    @app.agent(source)
+    async def quick(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            await fast.send(value)
+
+    @app.agent(source)
+    async def lame(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            if value == 2:
+                await gate.wait()
+            await slow.send(value)
+
+    async with trickle.testing.run(app) as t:
+        for value in range(6):
+            await t.send(source, value)
+        await t.advance(1)
+        assert [e.value for e in t.sent(fast)] == [0, 1, 2, 3, 4, 5]
+        assert [e.value for e in t.sent(slow)] == [0, 1]
+        await t.crash()
+        gate.set()
+        await t.settled()
+        assert [e.value for e in t.sent(fast)] == [0, 1, 2, 3, 4, 5]
+        assert [e.value for e in t.sent(slow)] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_timers_send_or_leave_nothing(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    out = app.topic("out", value=float, partitions=1)
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source)
+    async def nothing(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    @app.timer(10)
+    async def tick() -> None:
+        await out.send(trio.current_time())
+        if trio.current_time() > 45:
+            raise ValueError("late")
+
+    records: list[bytes | None] = []
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            await t.advance(41)
+            records = [r.value for r in t.broker.records("out")]
+            await t.advance(20)
+            records = [r.value for r in t.broker.records("out")]
+            await trio.sleep_forever()
+    assert caught.group_contains(ValueError, match="late")
+    assert records == [b"10.0", b"20.0", b"30.0", b"40.0"]
+
+
+async def test_settled_names_the_lane_that_waits(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source)
+    async def sleepy(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            await trio.sleep(100)
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1)
+        with pytest.raises(trickle.UsageError, match=r"agent 'sleepy', source \[0\], at offset 0 of 1"):
+            await t.settled()
+        await t.advance(101)
+        await t.settled()

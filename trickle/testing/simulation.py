@@ -1,0 +1,374 @@
+"""The simulation: workers of one app on one memory broker, in virtual time."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+from typing_extensions import TypeVar
+
+from trickle.app import App
+from trickle.context import OUTLET, Effect
+from trickle.exceptions import UsageError
+from trickle.run import Run, Surroundings, open_run
+from trickle.stores.memory import MemoryDisk, MemoryStore
+from trickle.streams import Event
+from trickle.tables import HOLDER, Shard, Table
+from trickle.testing.scheduling import SeededPace, seeded_order
+from trickle.topics import Topic, pack_headers, timestamp_to_ms
+from trickle.transport.contract import ProducerClient, ProducerOptions, RecordBatch
+from trickle.transport.memory import MemoryBroker, MemoryTransport
+from trickle.types import HeadersInput, RecordMetadata, TopicPartition
+
+__all__ = ["Simulation", "run"]
+
+V = TypeVar("V")
+K = TypeVar("K", default=Any)
+
+ROUNDS_MAX = 100_000
+
+
+class _Worker:
+    """One simulated worker: its run, and its disk, which outlives it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.disk = MemoryDisk()
+        self.run: Run | None = None
+        self.started = trio.Event()
+        self.ended = trio.Event()
+
+
+class Simulation:
+    """What ``trickle.testing.run`` gives: the way to send, to look, to move time, to break things.
+
+    Attributes:
+        app: the app under test.
+        broker: the memory broker, with further faults to inject.
+        seed: of the order of tasks.
+    """
+
+    def __init__(
+        self, app: App, clock: MockClock, seed: int, nursery: trio.Nursery, settings: dict[str, Any]
+    ) -> None:
+        self.app = app
+        self.seed = seed
+        self._clock = clock
+        self._random = random.Random(seed)
+        self.broker = MemoryBroker(seed=seed, now_ms=lambda: round(self._now() * 1000))
+        self._nursery = nursery
+        self._settings = settings
+        self._workers: list[_Worker] = []
+        self._producer: ProducerClient | None = None
+
+    def _now(self) -> float:
+        return trio.current_time()
+
+    @asynccontextmanager
+    async def _transport(self) -> AsyncGenerator[MemoryTransport, None]:
+        await trio.lowlevel.checkpoint()
+        yield MemoryTransport(self.broker)
+
+    # Workers
+
+    async def _start(self, worker: _Worker) -> None:
+        worker.started, worker.ended = trio.Event(), trio.Event()
+        self._nursery.start_soon(self._work, worker, name=f"worker {worker.number}")
+        await self._until(worker.started)
+
+    async def _stop(self, worker: _Worker) -> None:
+        if worker.run is not None:
+            worker.run.stop()
+        await self._until(worker.ended)
+
+    async def _work(self, worker: _Worker) -> None:
+        resolved = self.app.resolve(
+            broker="memory://testing", store="memory://", web=False, **self._settings
+        )
+        surroundings = Surroundings(
+            transport=self._transport,
+            store=lambda: MemoryStore(worker.disk),
+            make_pace=lambda: SeededPace(self._random),
+            now=self._now,
+            name=f"worker-{worker.number}",
+        )
+        try:
+            async with open_run(self.app, resolved, surroundings=surroundings) as live:
+                worker.run = live
+                worker.started.set()
+                await live.wait_stopped()
+        finally:
+            worker.run = None
+            worker.ended.set()
+
+    def _runs(self) -> list[Run]:
+        return [worker.run for worker in self._workers if worker.run is not None]
+
+    # Sending and looking
+
+    async def send(
+        self,
+        topic: Topic[V, K],
+        value: V | bytes,
+        *,
+        key: K | None = None,
+        headers: HeadersInput | None = None,
+        timestamp: float | datetime | None = None,
+        partition: int | None = None,
+        raw: bool = False,
+    ) -> RecordMetadata:
+        """Send a record from outside, as another program would.
+
+        Args:
+            topic: of the app.
+            value: of the topic's type, or bytes with ``raw``.
+            key: of the topic's key type.
+            headers: as for :meth:`Topic.send`.
+            timestamp: POSIX seconds; the clock's time where it is left out.
+            partition: instead of the one that the key chooses.
+            raw: the value's bytes as they are, whatever the topic's type.
+        """
+        if self._producer is None:
+            raise UsageError("the simulation has ended: send inside `async with testing.run(…)`")
+        stamp = timestamp if timestamp is not None else self._now()
+        if raw:
+            if not isinstance(value, bytes | None):
+                raise UsageError(f"send(…, raw=True) takes bytes, not {type(value).__name__}")
+            wire_key = None if key is None else topic.key_codec.encode(key)
+            effect = topic.effect_of_bytes(
+                wire_key, value, pack_headers(headers or ()), timestamp_to_ms(stamp), partition
+            )
+        else:
+            effect = topic.effect(cast("V", value), key, headers, stamp, partition)
+        return await self._producer.send(*effect)
+
+    def sent(self, topic: Topic[V, K]) -> list[Event[V, K]]:
+        """Return all committed records of a topic as events, in offset order per partition."""
+        events: list[Event[V, K]] = []
+        for record in self.broker.records(topic.name):
+            value = topic.value_codec.decode(record.value)
+            events.append(Event(value, topic.key_codec, None, RecordBatch([record]), 0, 0))
+        return events
+
+    # Time
+
+    async def settled(self) -> None:
+        """Wait until all that was sent has been handled and committed; no time passes.
+
+        Raises:
+            UsageError: only time, or somebody else, could go on: names the lane.
+        """
+        before: object = None
+        for _ in range(ROUNDS_MAX):
+            await wait_all_tasks_blocked()
+            waiting = self._waiting()
+            if not waiting:
+                return
+            state = self._state()
+            if state == before:
+                raise UsageError(
+                    f"not settled, and nothing goes on by itself: {'; '.join(waiting)}. "
+                    "Move the time by advance(), or end what the agent waits for"
+                )
+            before = state
+            for live in self._runs():
+                if live.committer is not None:
+                    live.committer.hurry()
+        raise UsageError("not settled after very many rounds: does an agent feed itself?")
+
+    def _waiting(self) -> list[str]:
+        """Say what has not been handled and committed."""
+        waiting: list[str] = []
+        held: set[TopicPartition] = set()
+        for live in self._runs():
+            if live.conductor is None or live.consumer is None or live.committer is None:
+                continue
+            committed = live.consumer.positions()
+            for lane in live.conductor.lanes():
+                for topic, position in lane.settled_positions().items():
+                    at = TopicPartition(topic, lane.partition or 0)
+                    held.add(at)
+                    end = self.broker.log(at).high
+                    name = f"agent {lane.agent!r}, {topic} [{lane.partition}]"
+                    if position < end:
+                        state = "has an event in hand" if lane.hand else "has records to take"
+                        waiting.append(f"{name}, at offset {position} of {end}, {state}")
+                    elif committed[at].of(lane.agent) < position:
+                        waiting.append(f"{name} has not committed")
+            if live.committer.pending:
+                waiting.append("a commit is due")
+            waiting += [
+                f"topic {topic} [{number}] is not assigned"
+                for topic, count in (live.topology.counts if live.topology else {}).items()
+                for number in range(count)
+                if TopicPartition(topic, number) not in held and len(self._runs()) == 1
+            ]
+        return waiting
+
+    def _state(self) -> object:
+        lanes = [
+            (lane.agent, lane.partition, lane.number, tuple(lane.settled_positions().items()))
+            for live in self._runs()
+            if live.conductor is not None
+            for lane in live.conductor.lanes()
+        ]
+        commits = [live.committer.count for live in self._runs() if live.committer is not None]
+        ends = [log.high for topic in self.broker.topics().values() for log in topic.logs]
+        return (lanes, commits, ends)
+
+    async def advance(self, seconds: float | timedelta) -> None:
+        """Move the clock, from deadline to deadline, so that all that falls due happens in order.
+
+        Args:
+            seconds: by how much.
+        """
+        span = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        if span < 0:
+            raise UsageError(f"advance({seconds}): time does not go back")
+        end = trio.current_time() + span
+        await wait_all_tasks_blocked()
+        while trio.current_time() < end:
+            await self._jump(end - trio.current_time())
+
+    async def _jump(self, most: float) -> None:
+        """Move the clock to the next deadline, and let all happen that falls due."""
+        due = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        now = trio.current_time()
+        # A deadline that is nearer than the clock's resolution: one tick further reaches it.
+        self._clock.jump(min(most, due if now + due > now else 2 * math.ulp(now)))
+        await wait_all_tasks_blocked()
+
+    async def _until(self, event: trio.Event) -> None:
+        """Wait for an event, moving the clock only where nothing else goes on."""
+        while not event.is_set():
+            await wait_all_tasks_blocked()
+            if not event.is_set():
+                if trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf:
+                    raise UsageError(f"nothing goes on, and no time is waited for (seed={self.seed})")
+                await self._jump(math.inf)
+
+    # Faults
+
+    async def crash(self, worker: int = 0) -> None:
+        """Kill a worker where it stands and start it again; its committed state is what remains.
+
+        Time passes only where the others must finish an event before it can join.
+
+        Args:
+            worker: which one, where there are several.
+        """
+        victim = self._workers[worker]
+        if victim.run is not None:
+            victim.run.cancel()
+        await self._until(victim.ended)
+        victim.disk.crash()
+        await self._start(victim)
+
+    async def rebalance(self, *, workers: int | None = None) -> None:
+        """Rebalance the group: all partitions are revoked and assigned anew.
+
+        Args:
+            workers: how many workers there are from now on; as many as before where left out.
+        """
+        if workers is None or workers == len(self._workers):
+            self.broker.rebalance(self.app.id)
+        while workers is not None and workers > len(self._workers):
+            worker = _Worker(len(self._workers))
+            self._workers.append(worker)
+            await self._start(worker)
+        while workers is not None and workers < len(self._workers):
+            await self._stop(self._workers.pop())
+        await wait_all_tasks_blocked()
+
+    # What agents' tables and topics find outside of events
+
+    def shards_of(self, table: Table[Any, Any]) -> Sequence[Shard[Any, Any]]:
+        """Return the shards of a table that the workers hold."""
+        return [
+            shard
+            for live in self._runs()
+            if live.tables is not None
+            for shard in live.tables.shards_of(table)
+        ]
+
+
+class _Outlet:
+    """What is sent outside an event in a test: by whichever Run is alive."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+
+    def _producer(self) -> Any:
+        for live in self._simulation._runs():
+            if live.producer is not None:
+                return live.producer
+        raise UsageError("no simulated worker is running")
+
+    async def send(self, effect: Effect) -> RecordMetadata:
+        metadata: RecordMetadata = await self._producer().send(effect)
+        return metadata
+
+    def send_nowait(self, effect: Effect) -> None:
+        self._producer().send_nowait(effect)
+
+    async def send_all(self, effects: Iterable[Effect]) -> int:
+        count: int = await self._producer().send_all(effects)
+        return count
+
+    def partitions(self, topic: str) -> int | None:
+        count: int | None = self._producer().partitions(topic)
+        return count
+
+    def record_bytes_max(self, topic: str) -> int | None:
+        size: int | None = self._producer().record_bytes_max(topic)
+        return size
+
+
+@asynccontextmanager
+async def run(
+    app: App, *, seed: int = 0, workers: int = 1, **settings: Any
+) -> AsyncGenerator[Simulation, None]:
+    """Run an app on a memory broker of its own, in virtual time.
+
+    Args:
+        app: as it is; its broker and its store are replaced.
+        seed: decides the order of tasks.
+        workers: how many workers share the app's partitions.
+        settings: to replace some of the app's.
+
+    Raises:
+        UsageError: the Trio run has no virtual clock.
+    """
+    clock = trio.lowlevel.current_clock()
+    if not isinstance(clock, MockClock):
+        raise UsageError(
+            "trickle.testing.run needs a virtual clock: use pytest-trio's mock_clock or "
+            "autojump_clock fixture, or trio.run(main, clock=trio.testing.MockClock())"
+        )
+    try:
+        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            simulation = Simulation(app, clock, seed, nursery, settings)
+            stack.enter_context(seeded_order(simulation._random))
+            transport = await stack.enter_async_context(simulation._transport())
+            simulation._producer = await stack.enter_async_context(
+                transport.producer(ProducerOptions())
+            )
+            outlet = OUTLET.set(_Outlet(simulation))
+            holder = HOLDER.set(simulation)
+            try:
+                await simulation.rebalance(workers=workers)
+                yield simulation
+                for worker in reversed(simulation._workers):
+                    await simulation._stop(worker)
+            finally:
+                OUTLET.reset(outlet)
+                HOLDER.reset(holder)
+    except BaseException as error:
+        error.add_note(f"trickle.testing.run(…, seed={seed})")
+        raise
