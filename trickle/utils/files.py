@@ -71,6 +71,11 @@ class FileLock:
         self._fd = fd
         return True
 
+    def intact(self) -> bool:
+        """Tell whether the lock is held and its file still has a name: one that was deleted
+        excludes nobody."""
+        return self._fd is not None and os.fstat(self._fd).st_nlink > 0
+
     def release(self) -> None:
         """Give the lock back; nothing happens where it is not held."""
         if self._fd is not None:

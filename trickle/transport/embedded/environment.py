@@ -1,0 +1,365 @@
+"""The LMDB environment of one log, as one process has it open.
+
+What LMDB demands and this keeps:
+
+* A read transaction is short and always closed: one left open makes the file grow for ever.
+* The map grows when it is full. No transaction of this process may be open meanwhile: readers
+  (in Trio's thread) and growth (in the writer's thread) exclude each other by a lock. Another
+  process's growth shows as MapResizedError, and is adopted.
+* A write transaction begins, writes and commits in one call, on the writer's thread.
+* Never WRITEMAP: a full disk would be a SIGBUS.
+* A process that was forked must not touch its parent's environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import lmdb
+import msgspec
+
+from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportError
+from trickle.transport.embedded.damage import check_file, explain
+from trickle.transport.embedded.format import FORMAT_VERSION, Marker
+from trickle.utils.files import ForeignPathError, private_directory
+
+if TYPE_CHECKING:
+    from lmdb import Transaction
+    from lmdb import _Database as Database  # pyright: ignore[reportPrivateUsage] - its only name
+
+__all__ = ["ENGINE_ERROR", "Environment", "ReadTxn", "WriteTxn"]
+
+T = TypeVar("T")
+
+ENGINE_ERROR = lmdb.Error
+"""What LMDB raises: the environment's to handle, also where a change meets it."""
+
+MAP_BYTES = 256 << 20
+"""Address space at first; it is doubled when the data needs more."""
+
+READERS_MAX = 1024
+
+_MARKER = b"f"
+
+
+class ReadTxn:
+    """A read transaction: what it returns are memoryviews, valid while it is open."""
+
+    __slots__ = ("_txn", "heads", "log", "meta", "offsets")
+
+    def __init__(self, environment: Environment, txn: Transaction[memoryview]) -> None:
+        self._txn = txn
+        self.meta = environment.meta
+        self.heads = environment.heads
+        self.log = environment.log
+        self.offsets = environment.offsets
+
+    def get(self, db: Database, key: bytes) -> memoryview | None:
+        """Return a value, or None."""
+        return self._txn.get(key, db=db)
+
+    def cursor(self, db: Database) -> lmdb.Cursor[memoryview]:
+        """Return a cursor; it ends with the transaction."""
+        return self._txn.cursor(db)
+
+
+class WriteTxn(ReadTxn):
+    """A write transaction: all of it takes effect, or nothing."""
+
+    __slots__ = ("touched",)
+
+    def __init__(self, environment: Environment, txn: Transaction[memoryview]) -> None:
+        super().__init__(environment, txn)
+        self.touched = False
+
+    def put(self, db: Database, key: bytes, value: bytes) -> None:
+        """Write a value."""
+        self.touched = True
+        self._txn.put(key, value, db=db)
+
+    def delete(self, db: Database, key: bytes) -> bool:
+        """Delete a value; tell whether there was one."""
+        self.touched = True
+        return self._txn.delete(key, db=db)
+
+
+class Environment:
+    """One log's environment; made by :meth:`open`, on the writer's thread."""
+
+    def __init__(self, directory: Path, env: lmdb.Environment, in_use: int) -> None:
+        self.directory = directory
+        self._env = env
+        self._in_use = in_use
+        self._pid = os.getpid()
+        self._no_growth = threading.Lock()
+        self.meta = env.open_db(b"meta")
+        self.heads = env.open_db(b"heads")
+        self.log = env.open_db(b"log")
+        self.offsets = env.open_db(b"offsets")
+        self._file = (directory / "data.mdb").stat()
+
+    # Opening and closing
+
+    @classmethod
+    def open(cls, directory: Path, timeout: float, map_bytes: int = MAP_BYTES) -> Environment:
+        """Check the directory and its file, then open it.
+
+        Args:
+            timeout: seconds to wait for another process that is checking the same log.
+
+        Raises:
+            BrokerUnavailable: another process did not end its check in time.
+            ConfigurationError: the directory cannot be used.
+            TransportError: the log is damaged, foreign or of another version.
+        """
+        if sys.maxsize < 1 << 32:
+            raise ConfigurationError("the embedded log needs a 64-bit Python: use kafka:// instead")
+        in_use = _lock_for_use(directory, timeout)
+        try:
+            env = _open_lmdb(directory, map_bytes)
+            try:
+                opened = cls(directory, env, in_use)
+                opened._check_marker()
+            except BaseException:
+                env.close()
+                raise
+        except BaseException:
+            os.close(in_use)
+            raise
+        return opened
+
+    def _check_marker(self) -> None:
+        """Write the marker into a new log; compare it in one that exists."""
+        beside = self.directory / "FORMAT"
+
+        def stored(txn: WriteTxn) -> Marker:
+            data = txn.get(self.meta, _MARKER)
+            if data is not None:
+                return msgspec.json.decode(data, type=Marker)
+            if beside.exists():
+                raise explain(self.directory, "data.mdb lacks the marker that FORMAT speaks of")
+            marker = Marker(identity=secrets.token_hex(8))
+            txn.put(self.meta, _MARKER, msgspec.json.encode(marker))
+            return marker
+
+        try:
+            marker = self.write(stored)
+            written = (
+                msgspec.json.decode(beside.read_bytes(), type=Marker) if beside.exists() else None
+            )
+        except msgspec.MsgspecError as error:
+            raise explain(self.directory, f"its format marker cannot be read ({error})") from None
+        if marker.version != FORMAT_VERSION:
+            raise TransportError(
+                f"the embedded log in {self.directory} has format version {marker.version}, this "
+                f"trickle reads version {FORMAT_VERSION}: use the trickle that wrote it, or name "
+                "another directory in broker="
+            )
+        if written is None:
+            draft = self.directory / f"FORMAT.{os.getpid()}"
+            draft.write_bytes(msgspec.json.encode(marker) + b"\n")
+            draft.rename(beside)
+        elif written.identity != marker.identity:
+            raise explain(self.directory, "data.mdb is another log's than FORMAT says")
+
+    def close(self) -> None:
+        """Close it; no transaction may be open."""
+        if os.getpid() == self._pid:
+            self._env.close()
+        os.close(self._in_use)
+
+    # Reading
+
+    def check_process(self) -> None:
+        """Raise where this process is a fork of the one that opened it.
+
+        Raises:
+            TransportError: it is.
+        """
+        if os.getpid() != self._pid:
+            raise TransportError(
+                f"the embedded log in {self.directory} was opened by process {self._pid}, and this "
+                f"is its fork {os.getpid()}: open the transport after the fork, or start the "
+                "process by spawn"
+            )
+
+    def check_directory(self) -> None:
+        """Raise where the file on disk is not the one that is open.
+
+        Raises:
+            TransportError: the directory was deleted or replaced meanwhile, or the file was cut.
+        """
+        try:
+            now = os.stat(self.directory / "data.mdb")
+        except OSError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != (self._file.st_dev, self._file.st_ino):
+            raise TransportError(
+                f"the embedded log in {self.directory} was deleted or replaced while it was open: "
+                "what is written from now on would be lost. Stop what uses it, put the directory "
+                "back (or let it be gone) and start again"
+            )
+        if now.st_size < self._file.st_size:
+            raise explain(
+                self.directory,
+                f"data.mdb was cut from {self._file.st_size} to {now.st_size} bytes while open",
+            )
+        self._file = now
+
+    @contextmanager
+    def read(self) -> Generator[ReadTxn, None, None]:
+        """Open a read transaction: for a short block without an await.
+
+        Raises:
+            TransportError: it cannot be read.
+        """
+        self.check_process()
+        with self._no_growth:
+            txn = self._begin_read()
+            try:
+                yield ReadTxn(self, txn)
+            except lmdb.Error as error:
+                raise self.translate(error) from error
+            finally:
+                txn.abort()
+
+    def _begin_read(self) -> Transaction[memoryview]:
+        for _ in range(8):
+            try:
+                return self._env.begin(buffers=True)
+            except lmdb.MapResizedError:
+                self._env.set_mapsize(0)
+            except lmdb.ReadersFullError:
+                self._env.reader_check()
+            except lmdb.Error as error:
+                raise self.translate(error) from error
+        raise TransportError(
+            f"the embedded log in {self.directory} has {READERS_MAX} readers at once: "
+            "run fewer processes on it, or use kafka://"
+        )
+
+    # Writing: on the writer's thread alone
+
+    def write(self, change: Callable[[WriteTxn], T]) -> T:
+        """Run a change as one transaction, synced to disk; again from its start in a larger map.
+
+        Raises:
+            TransportError: nothing was written.
+        """
+        while True:
+            try:
+                with self._env.begin(write=True, buffers=True) as txn:
+                    return change(WriteTxn(self, txn))
+            except lmdb.MapFullError as error:
+                self._grow(error)
+            except lmdb.MapResizedError:
+                with self._no_growth:
+                    self._env.set_mapsize(0)
+            except lmdb.Error as error:
+                raise self.translate(error) from error
+
+    def _grow(self, cause: lmdb.Error) -> None:
+        with self._no_growth:
+            size = self._env.info()["map_size"] * 2
+            try:
+                self._env.set_mapsize(size)
+            except (lmdb.Error, OverflowError) as error:
+                raise TransportError(
+                    f"the embedded log in {self.directory} cannot grow beyond {size // 2} bytes "
+                    f"({error}): raise the limit on address space (ulimit -v)"
+                ) from cause
+
+    def reader_check(self) -> None:
+        """Free the places of readers that died."""
+        self._env.reader_check()
+
+    def translate(self, error: lmdb.Error) -> TransportError:
+        """Return the sentence for an error of LMDB's."""
+        code = getattr(error, "code", 0)
+        if isinstance(error, lmdb.DiskError) or code in {
+            errno.ENOSPC,
+            errno.EFBIG,
+            errno.EDQUOT,
+            errno.EIO,
+        }:
+            return TransportError(
+                f"the embedded log in {self.directory} cannot be written ({error}): nothing of "
+                "the transaction was kept. Make room on its disk, or raise the limit on file size"
+            )
+        return explain(self.directory, str(error))
+
+
+def _lock_for_use(directory: Path, timeout: float) -> int:
+    """Take the lock that says "in use"; where nobody else has it, check the file first.
+
+    The lock is shared by all processes that have the log open, and exclusive during the check.
+    """
+    try:
+        private_directory(directory)
+        if directory.stat().st_uid != os.getuid():
+            raise ForeignPathError(errno.EPERM, "belongs to another user", str(directory))
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(directory / "open.lock", flags, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"broker='lmdb://{directory}' cannot be used ({error.strerror}): name a directory "
+            "that this user may write"
+        ) from error
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            if _flock(file, fcntl.LOCK_EX):
+                check_file(directory, expected=(directory / "FORMAT").exists())
+                _flock(file, fcntl.LOCK_SH)
+                return file
+            if _flock(file, fcntl.LOCK_SH):
+                return file
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"another process has been checking the embedded log in {directory} for "
+                    f"{timeout:g} s: wait for it, or raise broker_timeout="
+                )
+            time.sleep(0.01)
+    except BaseException:
+        os.close(file)
+        raise
+
+
+def _flock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
+    for name in ("data.mdb", "lock.mdb"):
+        path = directory / name
+        if path.is_symlink() or (path.exists() and not stat.S_ISREG(path.lstat().st_mode)):
+            raise ConfigurationError(
+                f"broker='lmdb://{directory}' cannot be used: {name} in it is no plain file"
+            )
+    try:
+        return lmdb.open(
+            str(directory),
+            map_size=map_bytes,
+            max_dbs=8,
+            max_readers=READERS_MAX,
+            mode=0o600,
+            meminit=False,
+            max_spare_txns=4,
+        )
+    except lmdb.Error as error:
+        raise explain(directory, str(error)) from error
