@@ -13,7 +13,7 @@ the model. For a model of plain fields say it yourself: ``class Flight(Model, gc
 
 from __future__ import annotations
 
-from typing import Any, get_origin
+from typing import Any, dataclass_transform, get_origin
 
 import msgspec
 import msgspec.inspect
@@ -25,6 +25,7 @@ from trickle.utils.typeforms import name_of, without_none
 __all__ = ["FieldDescription", "Model", "TypeDescription", "describe"]
 
 
+@dataclass_transform(field_specifiers=(msgspec.field,))  # so that a subclass may be frozen
 class Model(msgspec.Struct):
     """The base of a user's own models: subclass it with fields, and defaults for optional ones."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -24,8 +24,7 @@ Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
 """A record's headers in order; a name may repeat, and a value may be null."""
 
 HeadersInput: TypeAlias = (
-    "Sequence[tuple[str, bytes | str | None]] | dict[str, bytes] | dict[str, str]"
-    " | dict[str, bytes | str | None]"
+    Sequence[tuple[str, bytes | str | None]] | Mapping[str, bytes | str | None]
 )
 """What a caller may give for headers: a mapping, or pairs; text is UTF-8."""
 

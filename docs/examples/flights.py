@@ -28,7 +28,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import msgspec
 import trio
@@ -91,7 +91,7 @@ by_airport = app.table("by_airport", key=str, value=Delays, default=Delays)
 
 
 @app.agent(flights)
-async def per_carrier(stream: trickle.Stream[Flight, str]) -> None:
+async def per_carrier(stream: trickle.Stream[Flight]) -> None:
     """Count a carrier's flights and delays, and pass on those that came late."""
     async for flight in stream:
         by_carrier[flight.carrier] = by_carrier[flight.carrier].plus(flight)
@@ -100,7 +100,7 @@ async def per_carrier(stream: trickle.Stream[Flight, str]) -> None:
 
 
 @app.agent(flights.group_by(lambda flight: flight.origin, name="by_origin"))
-async def per_airport(stream: trickle.Stream[Flight, str]) -> None:
+async def per_airport(stream: trickle.Stream[Flight]) -> None:
     """Count by the airport of departure: another key, so the flights are regrouped first."""
     async for flight in stream:
         by_airport[flight.origin] = by_airport[flight.origin].plus(flight)
@@ -309,12 +309,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
 
 
 if __name__ == "__main__":
