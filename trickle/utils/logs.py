@@ -20,6 +20,7 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias, cast
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -62,8 +63,12 @@ class Redactor:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Know more secrets, longest first, so that one inside another leaves no rest."""
-        known = {*self._secrets, *(s for s in secrets if len(s) >= _SECRET_CHARS_MIN)}
+        """Know more secrets, in the spellings that a line may have them in."""
+        known = set(self._secrets)
+        for secret in secrets:
+            if len(secret) >= _SECRET_CHARS_MIN:
+                known |= {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, "")}
+        # Longest first, so that one inside another leaves no rest.
         self._secrets = sorted(known, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
@@ -262,7 +267,7 @@ def _clock(at: datetime) -> Text:
 def setup_logging(
     *,
     level: str = "info",
-    format: LogFormat = "text",  # noqa: A002 - the option's name
+    format: LogFormat = "text",
     debug: bool = False,
     redact: Redactor | None = None,
     stream: TextIO | None = None,

@@ -1,0 +1,78 @@
+"""Commands at the broker, without a Run: they join no group and leave no trace there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from trickle.cli.wire import PLAIN, Wire
+from trickle.config import Settings
+from trickle.exceptions import TopicError, UsageError
+from trickle.topics import Topic
+from trickle.transport import open_transport
+from trickle.transport.contract import Admin, TopicInfo, Transport, TransportOptions
+from trickle.utils.names import check_name
+from trickle.utils.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from trickle.app import App
+
+__all__ = ["check_partition", "find_topic", "open_broker", "require_topic", "wires"]
+
+
+def open_broker(settings: Settings) -> AbstractAsyncContextManager[Transport]:
+    """Open the app's broker."""
+    options = TransportOptions(client=settings.client, request_timeout=settings.broker_timeout)
+    return open_transport(settings.broker, options)
+
+
+def find_topic(app: App, name: str, *, agents: bool = False) -> Topic[Any, Any] | None:
+    """Return the app's topic of a name, None where the app defines none.
+
+    Args:
+        agents: the name may be an agent's: then its (first) source topic is meant.
+
+    Raises:
+        ConfigurationError: the name cannot be a topic's.
+    """
+    check_name(name, what="TOPIC")
+    topic = app.topics.get(name)
+    if topic is None and agents and name in app.agents:
+        return app.agents[name].topics[0]
+    return topic
+
+
+def wires(topic: Topic[Any, Any] | None) -> tuple[Wire, Wire]:
+    """Return how a topic's keys and values are written on the command line."""
+    if topic is None:
+        return PLAIN, PLAIN
+    return Wire(topic.key_type, topic.key_codec), Wire(topic.value_type, topic.value_codec)
+
+
+async def require_topic(admin: Admin, name: str, app: App) -> TopicInfo:
+    """Return a topic as it is on the broker.
+
+    Raises:
+        TopicError: it does not exist.
+    """
+    found = await admin.topics([name])
+    if name not in found:
+        known = ", ".join(sorted(app.topics)) or "none"
+        raise TopicError(
+            f"topic {name!r} does not exist on the broker{did_you_mean(name, app.topics)}: "
+            f"the topics of app {app.id!r} are {known}"
+        )
+    return found[name]
+
+
+def check_partition(info: TopicInfo, partition: int | None) -> None:
+    """Check an argument ``--partition`` against the topic.
+
+    Raises:
+        UsageError: the topic has no such partition.
+    """
+    if partition is not None and not 0 <= partition < info.partitions:
+        raise UsageError(
+            f"--partition {partition}: topic {info.name!r} has the partitions 0 to "
+            f"{info.partitions - 1}"
+        )

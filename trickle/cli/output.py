@@ -1,0 +1,115 @@
+"""What commands print: for a person, tables and short lines; for a machine, JSON.
+
+Results go to standard output, everything else to standard error. With ``--json`` a command prints
+one JSON document, or one a line where its results are a stream. What comes out of records is not
+trusted with a terminal: control characters are shown, not sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Output", "abandon_output", "printable", "text_of"]
+
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey."""
+    return text.translate(_CONTROLS)
+
+
+def text_of(data: bytes | None) -> str | None:
+    r"""Return wire bytes as text; what is no UTF-8 is shown as ``\xff``."""
+    return data.decode("utf-8", "backslashreplace") if data is not None else None
+
+
+class Output:
+    """Standard output, in the form that was asked for.
+
+    Args:
+        as_json: for a machine.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def document(self, value: object) -> None:
+        """Print one JSON document."""
+        self._write(_dumps(value))
+
+    def line(self, value: object, text: str) -> None:
+        """Print one result of a stream: a JSON document, or a line for a person."""
+        self._write(_dumps(value) if self.as_json else printable(text))
+
+    def flush(self) -> None:
+        """Let the reader see what was printed."""
+        sys.stdout.flush()
+
+    def text(self, text: str) -> None:
+        """Print a line for a person."""
+        self._write(printable(text))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table for a person; columns whose name ends in ``>`` are aligned right."""
+        if not self._console.is_terminal:
+            self._plain_table(columns, list(rows))
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        for name in columns:
+            right = name.endswith(">")
+            table.add_column(name.rstrip(">"), justify="right" if right else "left")
+        for row in rows:
+            table.add_row(*(printable(_cell(cell)) for cell in row))
+        self._console.print(table, markup=False)
+
+    def _plain_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print aligned columns, however wide: a pipe has no width."""
+        right = [name.endswith(">") for name in columns]
+        lines = [[name.rstrip(">") for name in columns]]
+        lines += [[printable(_cell(cell)) for cell in row] for row in rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        for line in lines:
+            cells = [
+                cell.rjust(width) if is_right else cell.ljust(width)
+                for cell, width, is_right in zip(line, widths, right, strict=True)
+            ]
+            self._write("   ".join(cells).rstrip())
+
+    def _write(self, line: str) -> None:
+        sys.stdout.write(line + "\n")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _dumps(value: object) -> str:
+    builtins: Any = msgspec.to_builtins(value, str_keys=True)
+    return json.dumps(builtins, ensure_ascii=False, separators=(", ", ": "))
+
+
+def abandon_output() -> None:
+    """Send what is left to nowhere: the reader has gone, and the exit's flush must not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass  # no real file: nothing to flush
+    finally:
+        os.close(nowhere)

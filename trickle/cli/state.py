@@ -1,0 +1,101 @@
+"""What the options before a command say, and how a command runs asynchronous code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+
+import trio
+import typer
+
+from trickle.cli import errors
+from trickle.cli.output import abandon_output
+from trickle.exceptions import UsageError
+from trickle.utils.logs import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trickle.app import App
+
+__all__ = ["DebugOption", "JsonOption", "State", "get_state", "run"]
+
+T = TypeVar("T")
+
+
+@dataclass
+class State:
+    """The options before the command; one for each call of ``main``.
+
+    Attributes:
+        app_path: from ``-A`` or ``TRICKLE_APP``.
+        debug: tracebacks are shown.
+        redact: knows the app's secrets as soon as the app is loaded.
+    """
+
+    app_path: str | None = None
+    debug: bool = False
+    redact: Redactor = field(default_factory=Redactor)
+    _app: App | None = None
+
+    def app(self, path: str | None = None) -> App:
+        """Return the app, imported at the first call.
+
+        Args:
+            path: the command's own argument, before ``-A`` and ``TRICKLE_APP``.
+
+        Raises:
+            UsageError: no app was named, or it cannot be found.
+            ConfigurationError: its module fails.
+        """
+        path = path or self.app_path
+        if path is None:
+            raise UsageError(
+                "which app? write -A MODULE:ATTRIBUTE before the command, or set TRICKLE_APP; "
+                "for example: trickle -A app:app topics"
+            )
+        if self._app is None:
+            from trickle.cli.loading import load_app  # noqa: PLC0415 - trickle --help stays quick
+
+            self._app = load_app(path)
+            from trickle.config import secret_values  # noqa: PLC0415
+
+            self.redact.add(secret_values(self._app.resolve().settings))
+        return self._app
+
+
+def get_state(context: typer.Context) -> State:
+    """Return the state of the call that a command belongs to."""
+    return cast("State", context.find_root().obj)
+
+
+def _debug(context: typer.Context, value: bool) -> bool:
+    if value:
+        get_state(context).debug = True
+    return value
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", callback=_debug, help="Show tracebacks of errors.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def run(main: Callable[[], Awaitable[T]]) -> T:
+    """Run a command's asynchronous part.
+
+    Two ends of every command are settled here, as they come out of nurseries in groups:
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, and nothing else went wrong.
+        typer.Exit: the reader of our output has gone: no error.
+    """
+    try:
+        return trio.run(main)
+    except BaseException as error:
+        if errors.is_broken_pipe(error):
+            abandon_output()
+            raise typer.Exit(errors.EXIT_OK) from None
+        if errors.is_interrupt(error):
+            raise KeyboardInterrupt from None
+        raise

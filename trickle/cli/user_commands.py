@@ -1,0 +1,57 @@
+"""The commands of an app: ``@app.command()`` functions as ``trickle -A app:app NAME``.
+
+A function runs in a Run without agents or membership: it sends, asks, and reads committed values.
+Its parameters are typer's arguments and options.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from trickle.cli.state import run
+from trickle.exceptions import DefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from trickle.app import App
+
+__all__ = ["user_commands"]
+
+
+def user_commands(app: App, taken: Collection[str]) -> dict[str, Any]:
+    """Return the parsers of an app's commands by name.
+
+    Raises:
+        DefinitionError: a command has the name of one of trickle's own.
+    """
+    found: dict[str, Any] = {}
+    for definition in app.commands:
+        name, function = definition.name, definition.function
+        if name in taken:
+            raise DefinitionError(
+                f"the command {name!r} of app {app.id!r} has the name of one of trickle's own: "
+                "give it another by @app.command(name)"
+            )
+        typed = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        typed.command(name, help=inspect.getdoc(function))(_mounted(app, function))
+        found[name] = typer.main.get_command(typed)
+    return found
+
+
+def _mounted(app: App, function: Callable[..., Any]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        async def main() -> None:
+            async with app.client():
+                result = function(*args, **kwargs)
+                if inspect.isawaitable(result):
+                    await result
+
+        run(main)
+
+    return command
