@@ -199,6 +199,7 @@ class RebalanceListener(Protocol):
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """These are now ours, none of them fetched yet: ``ConsumerClient.assign`` starts them.
 
+        Called after each rebalance, also where this member's share is empty.
         It must return soon (recovery goes on elsewhere): the driver may not poll meanwhile.
         """
         ...
@@ -455,6 +456,8 @@ class Transport(Protocol):
         """Join a group; leave it at the end. Rebalances are told while it is open.
 
         On the way out the assignment is revoked first (``listener.revoked``), unless it was lost.
+        Left by an error or by cancellation, a driver may leave that call out (``memory://`` does:
+        it is how a crash is played), so whoever must drain does it before.
         """
         ...
 

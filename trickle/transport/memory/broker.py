@@ -257,6 +257,13 @@ class MemoryBroker:
                 topic=topic,
                 partition=partition,
             )
+        if key is None and found.policy.compacting:
+            raise RecordRefused(
+                f"the record for topic {topic!r} is refused: the topic is compacting, which keeps "
+                "the newest record of each key, and the record has no key",
+                topic=topic,
+                partition=partition,
+            )
         limit = found.policy.record_bytes_max
         size = record_size(key, value, headers)
         if size > limit:
