@@ -272,8 +272,8 @@ def show(
     """Print a table of delays, the largest first."""
     table = Table(title=f"Flights from New York in 2013, by {what}", title_justify="left")
     table.add_column(what)
-    table.add_column("name")
-    for title in ("flights", "arrived", "average delay (min)", "over an hour late"):
+    table.add_column("name", no_wrap=True)
+    for title in ("flights", "arrived", "avg (min)", "> 1 h late"):
         table.add_column(title, justify="right")
     for code, delays in sorted(found.items(), key=lambda item: -item[1].flights):
         table.add_row(
@@ -281,7 +281,7 @@ def show(
             names.get(code, ""),
             f"{delays.flights:,}",
             f"{delays.arrived:,}",
-            "" if delays.average is None else f"{delays.average:.1f}",
+            f"{delays.minutes / delays.arrived:.1f}" if delays.arrived else "",
             f"{delays.late:,}",
         )
     console.print(table)
