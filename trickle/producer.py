@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
 import trio
@@ -57,7 +56,8 @@ class Producer(Service):
         self._topics = topics
         self._effects: ProducerClient | None = None
         self._plain: ProducerClient | None = None
-        self._stack = AsyncExitStack()
+        self._replace = trio.Event()
+        self._replaced = trio.Event()
         self._holding = False
         self._backlog: deque[Effect] = deque()  # settled before the snapshot: this transaction's
         self._next: list[Effect] = []  # settled after it: the next one's
@@ -65,37 +65,31 @@ class Producer(Service):
         self.refused: RecordRefused | None = None
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        async with AsyncExitStack() as outer:
-            self._stack = outer
-            self._plain = await outer.enter_async_context(
-                self._transport.producer(ProducerOptions())
-            )
-            await self._open()
+        async with self._transport.producer(ProducerOptions()) as plain:
+            self._plain = plain
+            await self.nursery.start(self._keep_effects, name="client for effects")
             task_status.started()
-            try:
-                await self._flush_plain()
-            finally:
-                await self._close_effects()
+            await self._flush_plain(plain)
 
-    async def _open(self) -> None:
-        self._client_stack = AsyncExitStack()
-        self._effects = await self._client_stack.enter_async_context(
-            self._transport.producer(self._options)
-        )
-
-    async def _close_effects(self) -> None:
-        self._effects = None
-        await self._client_stack.aclose()
+    async def _keep_effects(self, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the client for effects open, in a task of its own, until it is to be replaced."""
+        self._replaced = trio.Event()
+        async with self._transport.producer(self._options) as client:
+            self._effects = client
+            task_status.started()
+            await self._replace.wait()
+            self._effects = None
+        self._replaced.set()
 
     async def renew(self) -> None:
         """Replace the client for effects, after another one took over its transactional id."""
-        await self._close_effects()
-        await self._open()
+        self._replace.set()
+        await self._replaced.wait()
+        self._replace = trio.Event()
+        await self.nursery.start(self._keep_effects, name="client for effects")
 
-    async def _flush_plain(self) -> None:
+    async def _flush_plain(self, plain: ProducerClient) -> None:
         """See to it that what was sent without a wait is delivered, or fails aloud."""
-        plain = self._plain
-        assert plain is not None
         try:
             while True:
                 await self._unflushed.wait()
@@ -177,9 +171,7 @@ class Producer(Service):
         last = len(pairs) - 1
         for index, (key, value) in enumerate(pairs):
             watch = index == last
-            while not produce(
-                topic, partition, key, value, CHANGELOG_HEADERS, None, watch=watch
-            ):
+            while not produce(topic, partition, key, value, CHANGELOG_HEADERS, None, watch=watch):
                 await client.drained()
 
     def release(self) -> None:

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.transport.memory import CommitFault
 
 
 def counting_app() -> tuple[trickle.App, trickle.Topic[int, str], trickle.Topic[int, str], trickle.Table[str, int]]:
@@ -152,3 +153,84 @@ async def test_settled_names_the_lane_that_waits(mock_clock: MockClock) -> None:
             await t.settled()
         await t.advance(101)
         await t.settled()
+
+
+@pytest.mark.parametrize("fault", ["aborted", "lost", "applied"])
+@pytest.mark.parametrize("seed", range(3))
+async def test_failed_commits(mock_clock: MockClock, fault: CommitFault, seed: int) -> None:
+    """Every third commit fails; its events run again, or are known to have been committed."""
+    app, source, out, counts = counting_app()
+    sent: dict[str, int] = {}
+    dice = random.Random(seed)
+    async with trickle.testing.run(app, seed=seed) as t:
+        for number in range(100):
+            key = f"k{dice.randrange(5)}"
+            sent[key] = sent.get(key, 0) + 1
+            await t.send(source, number, key=key)
+            if number % 9 == 0:
+                t.broker.fail_commits(fault)
+                await t.advance(0.15)
+            if number % 20 == 0:
+                t.broker.redeliver(trickle.TopicPartition("source", number % 4), 3)
+        await t.advance(5)
+        await t.settled()
+        assert dict(counts.items()) == sent
+        outputs: dict[str, list[int]] = {}
+        for event in t.sent(out):
+            outputs.setdefault(event.key, []).append(event.value)
+        assert outputs == {key: list(range(1, n + 1)) for key, n in sent.items()}
+
+
+async def test_a_refused_record_is_found_and_gets_its_policy(mock_clock: MockClock) -> None:
+    """The broker refuses one output of 40: its event alone is skipped, the rest is exact."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=4)
+    out = app.topic("out", key=str, value=int, partitions=4)
+    counts = app.table("counts", key=str, value=int, default=int)
+
+    @app.agent(source, on_error=trickle.Skip())
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for event in stream.events():
+            counts[event.key] += 1
+            out.send_nowait(event.value, key=event.key)
+
+    async with trickle.testing.run(app, seed=3) as t:
+        t.broker.refuses = lambda topic, _, value: topic == "out" and value == b"23"
+        for number in range(40):
+            await t.send(source, number, key=f"k{number % 5}")
+        await t.advance(60)
+        await t.settled()
+        assert sorted(e.value for e in t.sent(out)) == [n for n in range(40) if n != 23]
+        assert dict(counts.items()) == {"k0": 8, "k1": 8, "k2": 8, "k3": 7, "k4": 8}
+
+
+async def test_a_twin_makes_the_loser_exit(mock_clock: MockClock) -> None:
+    app, source, _, _ = counting_app()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            await t.send(source, 1, key="a")
+            await t.settled()
+            t.broker.open_epoch("app-worker-0")
+            await t.send(source, 1, key="a")
+            await t.advance(60)
+            await trio.sleep_forever()
+    assert caught.group_contains(trickle.ProducerFenced, match="another program")
+
+
+async def test_a_member_that_was_given_up_starts_a_new_generation(mock_clock: MockClock) -> None:
+    """The group gives the worker up, another takes over and fences its id; then it comes back."""
+    app, source, out, counts = counting_app()
+    async with trickle.testing.run(app, workers=2) as t:
+        for number in range(8):
+            await t.send(source, number, key=f"k{number}")
+        await t.advance(1)
+        await t.send(source, 7, key="k0")
+        member = t.broker.members("app")[0]
+        t.broker.kill(member)
+        await t.advance(30)
+        await t.send(source, 1, key="k1")
+        await t.advance(30)
+        await t.settled()
+        assert counts["k0"] == 2
+        assert counts["k1"] == 2
+        assert len(t.sent(out)) == 10

@@ -459,6 +459,8 @@ class Lane(Turn):
         self.pace.rested()
 
     async def _wait(self) -> None:
+        if self.stopping:  # a drain came while others ran
+            return
         if self.patience == math.inf and not self.idle:
             self.idle = True
             self.settlement.dry(self)

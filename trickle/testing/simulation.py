@@ -250,7 +250,9 @@ class Simulation:
             await wait_all_tasks_blocked()
             if not event.is_set():
                 if trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf:
-                    raise UsageError(f"nothing goes on, and no time is waited for (seed={self.seed})")
+                    raise UsageError(
+                        f"nothing goes on, and no time is waited for (seed={self.seed})"
+                    )
                 await self._jump(math.inf)
 
     # Faults
@@ -366,6 +368,11 @@ async def run(
                 yield simulation
                 for worker in reversed(simulation._workers):
                     await simulation._stop(worker)
+            except BaseException:
+                # Nobody moves the clock any more, which a drain might need.
+                for live in simulation._runs():
+                    live.cancel()
+                raise
             finally:
                 OUTLET.reset(outlet)
                 HOLDER.reset(holder)
