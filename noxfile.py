@@ -44,7 +44,8 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types: pyright's strict mode on everything, mypy's on the package."""
     _install(session, "types", "test")
-    session.run("basedpyright", *session.posargs)
+    # Without the option it would look into the checkout's own .venv, which may hold anything.
+    session.run("basedpyright", "--pythonpath", f"{session.bin}/python", *session.posargs)
     session.run("mypy")
 
 
