@@ -32,11 +32,14 @@ import msgspec
 from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportError
 from trickle.transport.embedded.damage import check_file, explain
 from trickle.transport.embedded.format import FORMAT_VERSION, Marker
+from trickle.transport.embedded.gate import Gate
 from trickle.utils.files import ForeignPathError, private_directory
 
 if TYPE_CHECKING:
     from lmdb import Transaction
     from lmdb import _Database as Database  # pyright: ignore[reportPrivateUsage] - its only name
+
+    Databases = tuple[Database, Database, Database, Database]
 
 __all__ = ["ENGINE_ERROR", "Environment", "ReadTxn", "WriteTxn"]
 
@@ -51,6 +54,8 @@ MAP_BYTES = 256 << 20
 READERS_MAX = 1024
 
 _MARKER = b"f"
+
+_NAMES = (b"meta", b"heads", b"log", b"offsets")
 
 
 class ReadTxn:
@@ -77,36 +82,29 @@ class ReadTxn:
 class WriteTxn(ReadTxn):
     """A write transaction: all of it takes effect, or nothing."""
 
-    __slots__ = ("touched",)
-
-    def __init__(self, environment: Environment, txn: Transaction[memoryview]) -> None:
-        super().__init__(environment, txn)
-        self.touched = False
+    __slots__ = ()
 
     def put(self, db: Database, key: bytes, value: bytes) -> None:
         """Write a value."""
-        self.touched = True
         self._txn.put(key, value, db=db)
 
     def delete(self, db: Database, key: bytes) -> bool:
         """Delete a value; tell whether there was one."""
-        self.touched = True
         return self._txn.delete(key, db=db)
 
 
 class Environment:
     """One log's environment; made by :meth:`open`, on the writer's thread."""
 
-    def __init__(self, directory: Path, env: lmdb.Environment, in_use: int) -> None:
+    def __init__(
+        self, directory: Path, env: lmdb.Environment, in_use: int, databases: Databases
+    ) -> None:
         self.directory = directory
         self._env = env
         self._in_use = in_use
         self._pid = os.getpid()
         self._no_growth = threading.Lock()
-        self.meta = env.open_db(b"meta")
-        self.heads = env.open_db(b"heads")
-        self.log = env.open_db(b"log")
-        self.offsets = env.open_db(b"offsets")
+        self.meta, self.heads, self.log, self.offsets = databases
         self._file = (directory / "data.mdb").stat()
 
     # Opening and closing
@@ -116,10 +114,10 @@ class Environment:
         """Check the directory and its file, then open it.
 
         Args:
-            timeout: seconds to wait for another process that is checking the same log.
+            timeout: seconds to wait for another process that is checking or making the same log.
 
         Raises:
-            BrokerUnavailable: another process did not end its check in time.
+            BrokerUnavailable: another process did not end that in time.
             ConfigurationError: the directory cannot be used.
             TransportError: the log is damaged, foreign or of another version.
         """
@@ -129,7 +127,8 @@ class Environment:
         try:
             env = _open_lmdb(directory, map_bytes)
             try:
-                opened = cls(directory, env, in_use)
+                databases = _databases(env, directory) or _make(env, directory, timeout)
+                opened = cls(directory, env, in_use, databases)
                 opened._check_marker()
             except BaseException:
                 env.close()
@@ -140,21 +139,12 @@ class Environment:
         return opened
 
     def _check_marker(self) -> None:
-        """Write the marker into a new log; compare it in one that exists."""
+        """Compare the marker in the log with the one beside it."""
         beside = self.directory / "FORMAT"
-
-        def stored(txn: WriteTxn) -> Marker:
-            data = txn.get(self.meta, _MARKER)
-            if data is not None:
-                return msgspec.json.decode(data, type=Marker)
-            if beside.exists():
-                raise explain(self.directory, "data.mdb lacks the marker that FORMAT speaks of")
-            marker = Marker(identity=secrets.token_hex(8))
-            txn.put(self.meta, _MARKER, msgspec.json.encode(marker))
-            return marker
-
+        with self.read() as txn:
+            stored = bytes(txn.get(self.meta, _MARKER) or b"")
         try:
-            marker = self.write(stored)
+            marker = msgspec.json.decode(stored, type=Marker)
             written = (
                 msgspec.json.decode(beside.read_bytes(), type=Marker) if beside.exists() else None
             )
@@ -168,7 +158,7 @@ class Environment:
             )
         if written is None:
             draft = self.directory / f"FORMAT.{os.getpid()}"
-            draft.write_bytes(msgspec.json.encode(marker) + b"\n")
+            draft.write_bytes(stored + b"\n")
             draft.rename(beside)
         elif written.identity != marker.identity:
             raise explain(self.directory, "data.mdb is another log's than FORMAT says")
@@ -321,8 +311,6 @@ def _lock_for_use(directory: Path, timeout: float) -> int:
         while True:
             if _flock(file, fcntl.LOCK_EX):
                 check_file(directory, expected=(directory / "FORMAT").exists())
-                _flock(file, fcntl.LOCK_SH)
-                return file
             if _flock(file, fcntl.LOCK_SH):
                 return file
             if time.monotonic() > deadline:
@@ -352,7 +340,7 @@ def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
                 f"broker='lmdb://{directory}' cannot be used: {name} in it is no plain file"
             )
     try:
-        return lmdb.open(
+        env = lmdb.open(
             str(directory),
             map_size=map_bytes,
             max_dbs=8,
@@ -361,5 +349,64 @@ def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
             meminit=False,
             max_spare_txns=4,
         )
+    except (lmdb.Error, OSError) as error:
+        code = getattr(error, "code", 0) or getattr(error, "errno", 0)
+        if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise ConfigurationError(
+                f"broker='lmdb://{directory}' cannot be used ({error}): name a directory that "
+                "this user may write"
+            ) from error
+        if code == errno.ENOMEM:
+            raise ConfigurationError(
+                f"the embedded log in {directory} finds no {map_bytes} bytes of address space: "
+                "raise its limit (ulimit -v), or lower the client option map_size"
+            ) from error
+        raise explain(directory, str(error)) from error
+    return env
+
+
+def _databases(env: lmdb.Environment, directory: Path) -> Databases | None:
+    """Open the named databases; None where the log is not made yet.
+
+    By a read transaction: a write transaction would wait for LMDB's lock, without a limit.
+    """
+    try:
+        with env.begin() as txn:
+            names = [bytes(name) for name, _ in txn.cursor()]
+            if set(names) - set(_NAMES):
+                raise ConfigurationError(
+                    f"broker='lmdb://{directory}' cannot be used: it holds another program's "
+                    "LMDB database. Name another directory"
+                )
+            if not names:
+                return None
+            meta, heads, log, offsets = (
+                env.open_db(name, txn=txn, create=False) for name in _NAMES
+            )
+            return meta, heads, log, offsets
     except lmdb.Error as error:
         raise explain(directory, str(error)) from error
+
+
+def _make(env: lmdb.Environment, directory: Path, timeout: float) -> Databases:
+    """Make the databases and the marker, in one transaction."""
+    if (directory / "FORMAT").exists():
+        raise explain(directory, "data.mdb is empty, where FORMAT speaks of a log")
+    gate = Gate(directory)
+    deadline = time.monotonic() + timeout
+    if not gate.enter(lambda: time.monotonic() < deadline):
+        raise BrokerUnavailable(
+            f"the embedded log in {directory} could not be made for {timeout:g} s: process "
+            f"{gate.holder()} is inside a write"
+        )
+    try:
+        with env.begin(write=True) as txn:
+            meta, heads, log, offsets = (env.open_db(name, txn=txn) for name in _NAMES)
+            if txn.get(_MARKER, db=meta) is None:  # another process may have been faster
+                marker = Marker(identity=secrets.token_hex(8))
+                txn.put(_MARKER, msgspec.json.encode(marker), db=meta)
+    except lmdb.Error as error:
+        raise TransportError(f"no embedded log can be made in {directory}: {error}") from error
+    finally:
+        gate.leave()
+    return meta, heads, log, offsets

@@ -62,8 +62,9 @@ class Hub:
     async def close(self) -> None:
         """End the thread, then close the environment; bounded."""
         self.writer.close()
+        ended = await self._bridge.close(CLOSE_TIMEOUT)
         self.wake.close()
-        if await self._bridge.close(CLOSE_TIMEOUT):
+        if ended:
             self.upkeep.close()
             self.environment.close()
         else:

@@ -60,7 +60,7 @@ class _Producer:
     def __init__(self, hub: Hub, timeout: float) -> None:
         self._hub = hub
         self._timeout = timeout
-        self._staging = Staging(hub.directory)
+        self._staging = Staging()
         self._targets: dict[str, _Target] = {}
 
     def _target(self, name: str) -> _Target:
@@ -128,19 +128,11 @@ class _Producer:
         return lane
 
     def _take(self) -> Staging:
-        """Take what is staged and begin anew.
-
-        Raises:
-            TransportError: what is staged could not be laid aside; it is dropped.
-        """
-        staged, self._staging = self._staging, Staging(self._hub.directory)
+        """Take what is staged and begin anew."""
+        staged, self._staging = self._staging, Staging()
         for target in self._targets.values():
             target.lanes = [None] * len(target.lanes)
-        try:
-            staged.close_chunks()
-        except BaseException:
-            staged.discard()
-            raise
+        staged.close_chunks()
         return staged
 
     def _forget(self, refused: RecordRefused) -> None:
@@ -159,7 +151,7 @@ def _headers_bytes(topic: str, headers: Headers) -> int:
     return size
 
 
-def _write(txn: WriteTxn, staged: Staging, lane: Lane) -> int:
+def _write(txn: WriteTxn, lane: Lane) -> int:
     """Append a lane; return the offset of its first record.
 
     Raises:
@@ -168,7 +160,7 @@ def _write(txn: WriteTxn, staged: Staging, lane: Lane) -> int:
     first = None
     now = log.topic(txn, lane.topic.name)
     if now is not None and now.number == lane.topic.number:
-        first = log.append(txn, now.number, lane.partition, staged.chunks(lane))
+        first = log.append(txn, now.number, lane.partition, lane.chunks)
     if first is None:
         raise RecordRefused(
             f"topic {lane.topic.name!r} was deleted or created again while records were on "
@@ -200,7 +192,7 @@ class TransactionalProducer(_Producer):
     def close(self) -> None:
         """Drop what was not committed."""
         self._ready = False
-        self._staging.discard()
+        self._staging = Staging()
 
     @property
     def ready(self) -> bool:
@@ -218,7 +210,7 @@ class TransactionalProducer(_Producer):
         *,
         watch: bool = False,
     ) -> bool:
-        """Stage a record. Never full: beyond a bound, what is staged goes to a file."""
+        """Stage a record; never full, for room would come by a commit alone (:mod:`.staging`)."""
         if not self._ready:
             raise UsageError("produce() while the producer commits, or after its end: see ready")
         lane = self._stage(topic, partition, key, value, headers, timestamp_ms)
@@ -236,9 +228,8 @@ class TransactionalProducer(_Producer):
         """Make records and offsets one durable whole; see the contract."""
         self._check()
         self._ready = False
-        staged: Staging | None = None
+        staged = self._take()
         try:
-            staged = self._take()
             change = partial(self._apply, staged=staged, offsets=offsets, member=member)
             return await self._hub.writer.run(change, self._timeout, staged.size)
         except ProducerFenced:
@@ -253,8 +244,6 @@ class TransactionalProducer(_Producer):
             raise CommitFailed(f"nothing was committed: {error}") from error
         finally:
             self._ready = not self._fenced
-            if staged is not None:
-                staged.discard()
 
     def _check(self) -> None:
         if self._fenced:
@@ -284,7 +273,7 @@ class TransactionalProducer(_Producer):
             commit_offsets(txn, self._options.group, offsets, member)
         watched: dict[TopicPartition, int] = {}
         for lane in staged.lanes():
-            first = _write(txn, staged, lane)
+            first = _write(txn, lane)
             if lane.watched >= 0:
                 watched[lane.place] = first + lane.watched
         return watched
@@ -292,7 +281,7 @@ class TransactionalProducer(_Producer):
     async def abort(self) -> None:
         """Drop what was produced since the last commit."""
         self._check()
-        self._take().discard()
+        self._take()
         await trio.lowlevel.checkpoint()
 
     async def send(
@@ -359,7 +348,7 @@ class PlainProducer(_Producer):
     def close(self) -> None:
         """Drop what no flush has taken yet."""
         self._closed = True
-        self._staging.discard()
+        self._staging = Staging()
         self._drop_sent("the producer was closed")
 
     @property
@@ -412,7 +401,7 @@ class PlainProducer(_Producer):
             )
         except (TransportError, trio.ClosedResourceError) as error:
             self._error = error
-            self._flushed(Staging(self._hub.directory), sent, outcome.Error(error))
+            self._flushed(Staging(), sent, outcome.Error(error))
 
     @staticmethod
     def _apply(
@@ -422,7 +411,7 @@ class PlainProducer(_Producer):
         refused: dict[TopicPartition, RecordRefused] = {}
         for lane in staged.lanes():
             try:
-                firsts[lane.place] = _write(txn, staged, lane)
+                firsts[lane.place] = _write(txn, lane)
             except RecordRefused as error:  # one topic's end is not the others'
                 refused[lane.place] = error
         return firsts, refused
@@ -460,7 +449,6 @@ class PlainProducer(_Producer):
                     continue
                 metadata = RecordMetadata(*one.place, first + one.ordinal, one.timestamp_ms / 1000)
                 one.done(outcome.Value(metadata))
-        staged.discard()
         self._room.set()
         self._room = trio.Event()
         self._flush()
@@ -494,7 +482,7 @@ class PlainProducer(_Producer):
 
     async def abort(self) -> None:
         """Drop what no flush has taken yet."""
-        self._take().discard()
+        self._take()
         self._drop_sent("the producer's abort() dropped it")
         await trio.lowlevel.checkpoint()
 

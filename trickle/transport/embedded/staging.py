@@ -1,29 +1,24 @@
 """Records on their way into a transaction: columns that become chunks as they fill.
 
-Memory is bounded: beyond :data:`MEMORY_BYTES` of closed chunks, further ones go to a file without a
-name in the log's directory until they are written. So a transaction may be larger than memory, and
-:meth:`Staging.add` never has to wait for a commit (which, for one event with many effects, could
-not come). Beyond :data:`TRANSACTION_BYTES` a record is refused.
+They are kept in memory until the commit (as LMDB keeps the pages of a transaction), so
+:meth:`Staging.add` never has to wait for one, which for a single event with many effects could not
+come. Beyond :data:`TRANSACTION_BYTES` a record is refused.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from itertools import repeat
-from pathlib import Path
-from typing import IO, NamedTuple
 
-from trickle.exceptions import RecordRefused, TransportError
+from trickle.exceptions import RecordRefused
 from trickle.transport.embedded.format import CHUNK_BYTES, CHUNK_RECORDS, Columns, Topic, pack
 from trickle.types import Headers, TopicPartition
 
-__all__ = ["MEMORY_BYTES", "RECORD_OVERHEAD", "Lane", "Staging"]
+__all__ = ["RECORD_OVERHEAD", "Lane", "Staging"]
 
-MEMORY_BYTES = 64 << 20
-
-TRANSACTION_BYTES = 4 << 30
+TRANSACTION_BYTES = 1 << 30
+"""The committer ends a transaction at a hundredth of this; a single event may go further."""
 
 RECORD_OVERHEAD = 16
 """What a record without key and value counts for, so that empty ones are bounded too."""
@@ -33,6 +28,7 @@ class Lane:
     """The staged records of one partition.
 
     Attributes:
+        chunks: those that are closed, each with its number of records.
         count: all of them, the closed chunks' included: the ordinal of the next one.
         watched: the position behind the last watched one, relative to the first; -1 without one.
     """
@@ -53,25 +49,14 @@ class Lane:
         self.size = 0
         self.count = 0
         self.watched = -1
-        self.chunks: list[_Closed] = []
-
-
-class _Closed(NamedTuple):
-    data: bytes | None
-    at: int
-    size: int
-    records: int
+        self.chunks: list[tuple[bytes, int]] = []
 
 
 class Staging:
     """What was produced since the last commit."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self._lanes: dict[tuple[int, int], Lane] = {}
-        self._file: IO[bytes] | None = None
-        self._in_memory = 0
-        self._in_file = 0
         self.size = 0
 
     def __bool__(self) -> bool:
@@ -129,41 +114,10 @@ class Staging:
         columns = Columns(lane.values, lane.keys, lane.stamps, lane.headers)
         data = pack(columns, count, int(time.time() * 1000))
         lane.values, lane.keys, lane.stamps, lane.headers, lane.size = [], [], [], None, 0
-        if self._in_memory < MEMORY_BYTES:
-            self._in_memory += len(data)
-            lane.chunks.append(_Closed(data, 0, len(data), count))
-            return
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - see discard
-            self._file.write(data)
-        except OSError as error:
-            raise TransportError(
-                f"the embedded log in {self._directory} cannot hold a large transaction aside "
-                f"({error.strerror}): make room on its disk, or commit more often"
-            ) from error
-        lane.chunks.append(_Closed(None, self._in_file, len(data), count))
-        self._in_file += len(data)
+        lane.chunks.append((data, count))
 
     def close_chunks(self) -> None:
         """Close what is open, before the staging is written."""
         for lane in self._lanes.values():
             if lane.values:
                 self._close_chunk(lane)
-
-    def chunks(self, lane: Lane) -> Iterator[tuple[bytes, int]]:
-        """Yield the closed chunks of a lane, each with its number of records."""
-        for chunk in lane.chunks:
-            if chunk.data is not None:
-                yield chunk.data, chunk.records
-            elif self._file is not None:  # written by Trio's thread, read by the writer's
-                self._file.seek(chunk.at)
-                yield self._file.read(chunk.size), chunk.records
-
-    def discard(self) -> None:
-        """Forget everything."""
-        self._lanes.clear()
-        self._in_memory = self._in_file = self.size = 0
-        if self._file is not None:
-            self._file.close()
-            self._file = None

@@ -48,7 +48,7 @@ class Wake:
         self._socket: socket.socket | None = None
         self._path: str | None = None
         self._others: tuple[str, ...] = ()
-        self._listed = (-1, 0.0)
+        self._listed = -1
         self._changed = trio.Event()
         self._leader: trio.CancelScope | None = None
         self.version = 0
@@ -92,16 +92,17 @@ class Wake:
         for path in self._listed_sockets():
             try:
                 self._socket.sendto(b"", path)
-            except BlockingIOError:
-                continue  # its buffer is full of wake-ups already
-            except OSError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 self._forget(path)
+            except OSError:
+                continue  # its buffer is full of wake-ups already, most likely
 
     def _listed_sockets(self) -> tuple[str, ...]:
         try:
             stamp = os.stat(self._notes).st_mtime_ns
-            if (stamp, True) == (self._listed[0], time.time() - stamp / 1e9 > _RACY_S):
+            if stamp == self._listed:
                 return self._others
+            young = time.time() - stamp / 1e9 < _RACY_S
             paths: list[str] = []
             for entry in os.scandir(self._notes):
                 with contextlib.suppress(OSError):
@@ -111,8 +112,7 @@ class Wake:
         except OSError:
             return ()
         self._others = tuple(paths)
-        fresh = time.time() - stamp / 1e9 <= _RACY_S
-        self._listed = (-1 if fresh else stamp, 0.0)
+        self._listed = -1 if young else stamp
         return self._others
 
     def _forget(self, path: str) -> None:

@@ -156,7 +156,7 @@ class Writer:
     def _attempt(self, change: Callable[[WriteTxn], bool], default: bool) -> bool:
         """Run a change now if nobody else is writing; for upkeep, which can wait."""
         tries = iter((True,))
-        if not self._gate.enter(lambda: next(tries, False)):
+        if not self._enter(lambda: next(tries, False)):
             return default
         try:
             self._environment.check_directory()
@@ -177,6 +177,15 @@ class Writer:
             self._answer([(request, outcome.Error(error)) for request in waiting])
             return
         self._keep_up()
+
+    def _enter(self, wanted: Callable[[], bool]) -> bool:
+        try:
+            return self._gate.enter(wanted)
+        except OSError as error:
+            self._environment.check_directory()  # the likely reason, and the better sentence
+            raise TransportError(
+                f"the embedded log in {self._environment.directory} cannot be written: {error}"
+            ) from error
 
     def _keep_up(self) -> None:
         try:
@@ -203,7 +212,7 @@ class Writer:
 
     def _turn(self) -> bool:
         """Run one transaction; tell whether to go on."""
-        if not self._wanted() or not self._gate.enter(self._wanted):
+        if not self._wanted() or not self._enter(self._wanted):
             with self._lock:
                 self._scheduled = bool(self._waiting)
                 return self._scheduled
