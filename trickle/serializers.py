@@ -17,7 +17,8 @@ back, yet msgspec does not look at a Struct's fields when one is made. So:
 * text, numbers and bytes need no more;
 * a Struct, a dataclass and an attrs object (whose fields a type checker watches) are decoded again
   for the first few values, and then one time in many: a mistake that is made always is found at
-  its first event, at 0.03 µs a value instead of 0.25 µs (a Struct of 10 fields, 139 bytes);
+  its first event, at 0.08 µs a value instead of 0.25 µs (a Struct of 10 fields, 139 bytes,
+  encoded in 0.22 µs and decoded in 0.20 µs);
 * everything else (lists, dicts, TypedDict, unions of them, types with constraints) is decoded
   again each time.
 """
@@ -25,10 +26,10 @@ back, yet msgspec does not look at a Struct's fields when one is made. So:
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from itertools import chain, cycle, repeat
-from typing import Any, NoReturn, cast, get_origin
+from typing import Any, NoReturn, cast
 
 import msgspec
 import msgspec.json
@@ -41,6 +42,8 @@ from trickle.types import Codec
 from trickle.utils.suggest import did_you_mean
 from trickle.utils.typeforms import (
     allows_none,
+    has_fields,
+    is_annotated,
     is_immutable,
     name_of,
     outer_types,
@@ -54,6 +57,12 @@ __all__ = ["BoundCodec", "codec_for", "register", "serializer_names"]
 _VERIFIED_FIRST = 32
 _VERIFIED_EVERY = 64
 _YAML_DEPTH_MAX = 200
+
+
+def _is_codec(candidate: object) -> bool:
+    """Tell an object with a codec's methods; a class has them too, but is none yet."""
+    return isinstance(candidate, Codec) and not isinstance(candidate, type)
+
 
 builtin_type = type  # codec_for's argument has the name that says best what it is
 
@@ -93,7 +102,7 @@ class _Format(msgspec.Struct, frozen=True):
 
     encode: Encode
     decode: Decode
-    scalars: frozenset[type]
+    scalars: frozenset[type[Any]]
 
 
 _REGISTERED: dict[str, Codec] = {}
@@ -107,7 +116,7 @@ def register(name: str, codec: Codec) -> None:
     """
     if name in _FORMATS or name == "pickle" or _REGISTERED.get(name, codec) is not codec:
         raise ConfigurationError(f"there is a serializer named {name!r} already: use another name")
-    if not isinstance(codec, Codec) or isinstance(codec, type):
+    if not _is_codec(codec):
         raise ConfigurationError(
             f"register({name!r}, …): {codec!r} is no codec: it needs the methods encode(value) "
             "and decode(data, type)"
@@ -126,8 +135,8 @@ def codec_for(
     """Bind a serializer to a type.
 
     Args:
-        type: any type that msgspec knows; None or Any stand for bytes unless a serializer is
-            named.
+        type: any type that msgspec knows; None, Any and object stand for bytes unless a
+            serializer is named.
         serializer: ``json``, ``msgpack``, ``raw``, ``str``, ``yaml``, a registered name, or a
             codec. By the type where it is left out: bytes and str as they are, others as JSON.
             ``pickle`` runs code that it finds in the bytes: only for topics that nobody else can
@@ -138,21 +147,21 @@ def codec_for(
     Raises:
         ConfigurationError: there is no such serializer, or it cannot serve the type.
     """
-    form = Any if type is None else type
+    form = Any if type is None or type is object else type
     inner = without_none(form)
     name = type_name = name_of(form)
     nullable = key or allows_none(form)
     if serializer is None:
         bare = plain(inner)
-        serializer = "raw" if bare in {Any, bytes} else "str" if bare is str else "json"
+        serializer = "raw" if bare is Any or bare is bytes else "str" if bare is str else "json"
     if form is Any and serializer == "raw":
         type_name = "bytes"
     format: _Format
     if isinstance(serializer, str):
         name = serializer
         format = _format_for(name, form, inner, what)
-        encode = _checked(format, inner, type_name, name)
-    elif isinstance(serializer, Codec) and not isinstance(serializer, builtin_type):
+        encode = _checked(format, form, inner, type_name, name)
+    elif _is_codec(serializer):
         name = builtin_type(serializer).__qualname__
         format = _custom(serializer, form)
         encode = _reported(format.encode, type_name, name)
@@ -244,23 +253,23 @@ def _reported(encode: Encode, type_name: str, serializer: str) -> Callable[[Any]
 
 
 def _checked(
-    format: _Format, inner: Any, type_name: str, serializer: str
+    format: _Format, form: Any, inner: Any, type_name: str, serializer: str
 ) -> Callable[[Any], bytes | None]:
     """Encode by a format of ours, with the checks that the module's docstring tells."""
-    bare = plain(inner)
-    outer = outer_types(inner)
     raw_encode, raw_decode = format.encode, format.decode
-    constrained = bare is not inner and _has_constraints(inner)
-    exact = frozenset() if constrained else frozenset({bare} & format.scalars)
-    watched: Any = bare if isinstance(bare, type) and _has_fields(bare) else _NOTHING
+    outer = outer_types(inner)
+    classes = frozenset(outer or ())
+    constrained = is_annotated(form) or is_annotated(inner)
+    exact = frozenset[type[Any]]() if constrained else classes & format.scalars
+    watched = frozenset(cls for cls in classes if has_fields(cls))
     due = chain(repeat(True, _VERIFIED_FIRST), cycle([True, *[False] * (_VERIFIED_EVERY - 1)]))
     verify_now = due.__next__
     if outer is not None and float in outer:
         outer = (*outer, int)  # as type checkers have it; it is read back as a float
 
-    def encode(value: Any) -> bytes | None:
+    def encode(value: object) -> bytes | None:
         kind = type(value)
-        if kind in exact or (kind is watched and not verify_now()):
+        if kind in exact or (kind in watched and not verify_now()):
             try:
                 return raw_encode(value)
             except Exception as error:  # noqa: BLE001 - told below, with the value
@@ -287,28 +296,11 @@ def _checked(
     return encode
 
 
-class _Nothing:
-    """The class of no value."""
-
-
-_NOTHING = _Nothing
-
-
 def _is_instance(value: object, outer: tuple[type, ...]) -> bool:
     # True is an int to Python, and `true` is none to JSON.
     return isinstance(value, outer) and (
         type(value) is not bool or bool in outer or int not in outer
     )
-
-
-def _has_fields(kind: type) -> bool:
-    return issubclass(kind, msgspec.Struct) or any(
-        hasattr(kind, name) for name in ("__dataclass_fields__", "__attrs_attrs__")
-    )
-
-
-def _has_constraints(form: Any) -> bool:
-    return get_origin(form) is not None or form is not plain(form)
 
 
 # The formats
@@ -368,6 +360,7 @@ def _yaml(form: Any, inner: Any, what: str) -> _Format:
 
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_yaml_events = cast("Callable[..., Iterable[object]]", yaml.parse)  # untyped in the stubs
 
 
 def _check_yaml(data: bytes) -> None:
@@ -377,7 +370,7 @@ def _check_yaml(data: bytes) -> None:
     recurses in C for each level. Events are read without either.
     """
     depth = 0
-    for event in yaml.parse(data, Loader=_YamlLoader):
+    for event in _yaml_events(data, Loader=_YamlLoader):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("YAML aliases are not taken from records")
         if isinstance(event, yaml.CollectionStartEvent):
@@ -389,23 +382,23 @@ def _check_yaml(data: bytes) -> None:
 
 
 def _raw(form: Any, inner: Any, what: str) -> _Format:
-    if plain(inner) not in {Any, bytes}:
+    if plain(inner) is not Any and plain(inner) is not bytes:
         raise ConfigurationError(
             f"{what} are {name_of(form)}: the serializer 'raw' serves bytes only; use 'json', or "
             "the type bytes"
         )
 
     def encode(value: Any) -> bytes:
-        if not isinstance(value, bytes | bytearray | memoryview):
-            raise TypeError("it is not bytes")
-        return bytes(value)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(cast("bytes", value))
+        raise TypeError("it is not bytes")
 
     # bytes() of bytes is the very same object, made in C.
     return _Format(bytes if plain(inner) is bytes else encode, bytes, frozenset({bytes}))
 
 
 def _str(form: Any, inner: Any, what: str) -> _Format:
-    if plain(inner) not in {Any, str}:
+    if plain(inner) is not Any and plain(inner) is not str:
         raise ConfigurationError(
             f"{what} are {name_of(form)}: the serializer 'str' serves text only; use 'json', or "
             "the type str"

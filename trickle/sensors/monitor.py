@@ -140,9 +140,15 @@ class MonitorStatistics(ServiceStatistics, frozen=True, kw_only=True):
     rebalances: int = 0
     rebalancing: bool = False
     rebalance_latency: LatencyStatistics = LatencyStatistics()
-    topics: dict[str, TopicStatistics] = {}
-    agents: dict[str, AgentStatistics] = {}
-    tables: dict[str, TableStatistics] = {}
+    topics: Mapping[str, TopicStatistics] = msgspec.field(
+        default_factory=dict[str, TopicStatistics]
+    )
+    agents: Mapping[str, AgentStatistics] = msgspec.field(
+        default_factory=dict[str, AgentStatistics]
+    )
+    tables: Mapping[str, TableStatistics] = msgspec.field(
+        default_factory=dict[str, TableStatistics]
+    )
     partitions: tuple[PartitionStatistics, ...] = ()
 
 

@@ -37,9 +37,7 @@ class Rate:
 
     def add(self, count: int, now: float) -> None:
         """Count so many events at a time; a clock that goes back counts them as of the latest."""
-        self._turn(now)
-        assert self._last is not None  # noqa: S101 - _turn sets it
-        self._counts[self._last % len(self._counts)] += count
+        self._counts[self._turn(now) % len(self._counts)] += count
         self._sum += count
         self.total += count
 
@@ -51,12 +49,12 @@ class Rate:
         span = min(self.window, max(now - self._first, self._width))
         return self._sum / span
 
-    def _turn(self, now: float) -> None:
-        """Empty the slots that time has passed since the newest one."""
+    def _turn(self, now: float) -> int:
+        """Empty the slots that time has passed since the newest one; return the newest now."""
         slot = math.floor(now / self._width)
         if self._last is None:
             self._last, self._first = slot, now
-            return
+            return slot
         size = len(self._counts)
         if slot - self._last >= size:
             self._counts = [0] * size
@@ -66,6 +64,7 @@ class Rate:
                 self._sum -= self._counts[number % size]
                 self._counts[number % size] = 0
         self._last = max(self._last, slot)
+        return self._last
 
 
 class Sample:

@@ -39,7 +39,7 @@ _HARMLESS = frozenset(
     }
 )  # fmt: skip
 
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+_URL = re.compile(r"((?:[a-zA-Z][a-zA-Z0-9+.-]*://)?)(.*)", re.DOTALL)
 
 
 def redact_client(options: Mapping[str, object]) -> dict[str, object]:
@@ -56,13 +56,11 @@ def client_secrets(options: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _parts(url: str) -> tuple[str, str, str, str] | None:
-    """Return scheme, credentials, the rest up to ``?`` or ``#``, and what follows."""
+def _parts(url: str) -> tuple[str, str, str, str]:
+    """Return the scheme with its slashes, credentials, the rest up to ``?`` or ``#``, the tail."""
     match = _URL.fullmatch(url)
-    if match is None:
-        return None
-    scheme, rest = match.groups()
-    if scheme in {"lmdb", "memory"}:  # a path or a name: there is no user, and @ is a letter
+    scheme, rest = match.groups() if match is not None else ("", url)
+    if scheme in {"lmdb://", "memory://"}:  # a path or a name: there is no user, and @ is a letter
         return scheme, "", rest, ""
     # A password may hold any of these characters unquoted, so the last @ ends it.
     credentials, _, hosts = rest.rpartition("@")
@@ -72,18 +70,12 @@ def _parts(url: str) -> tuple[str, str, str, str] | None:
 
 
 def redact_url(url: str) -> str:
-    """Return a URL without user, password, query and fragment; what is no URL is hidden whole."""
-    parts = _parts(url)
-    if parts is None:
-        return HIDDEN
-    scheme, credentials, rest, tail = parts
-    return f"{scheme}://{HIDDEN + '@' if credentials else ''}{rest}{'?' + HIDDEN if tail else ''}"
+    """Return a URL without user, password, query and fragment."""
+    scheme, credentials, rest, tail = _parts(url)
+    return f"{scheme}{HIDDEN + '@' if credentials else ''}{rest}{'?' + HIDDEN if tail else ''}"
 
 
 def url_secrets(url: str) -> list[str]:
     """Return the password of a URL as it stands and unquoted, for log filters."""
-    parts = _parts(url)
-    if parts is None or ":" not in parts[1]:
-        return []
-    password = parts[1].partition(":")[2]
+    password = _parts(url)[1].partition(":")[2]
     return sorted({password, unquote(password)} - {""})

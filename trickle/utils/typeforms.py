@@ -12,8 +12,7 @@ import enum
 import types
 import typing
 import uuid
-from collections.abc import Hashable
-from typing import Annotated, Any, ClassVar, Literal, NewType, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NewType, Union, cast, get_args, get_origin
 
 import msgspec
 import msgspec.inspect
@@ -21,6 +20,8 @@ import typing_extensions
 
 __all__ = [
     "allows_none",
+    "has_fields",
+    "is_annotated",
     "is_immutable",
     "name_of",
     "outer_types",
@@ -37,9 +38,15 @@ _ALIASES: tuple[Any, ...] = tuple(
     }
 )
 _NONE = type(None)
-_IMMUTABLE: frozenset[object] = frozenset(
+_FIELD_NOTES: tuple[Any, ...] = tuple(
+    getattr(module, name)
+    for module in (typing, typing_extensions)
+    for name in ("Required", "NotRequired", "ReadOnly")
+    if hasattr(module, name)
+)
+_IMMUTABLE: frozenset[type[Any]] = frozenset(
     {
-        int, float, bool, str, bytes, complex, _NONE, None, decimal.Decimal, uuid.UUID,
+        int, float, bool, str, bytes, complex, _NONE, decimal.Decimal, uuid.UUID,
         dt.datetime, dt.date, dt.time, dt.timedelta,
     }
 )  # fmt: skip
@@ -58,6 +65,24 @@ def plain(form: Any) -> Any:
             return form
 
 
+def is_annotated(form: Any) -> bool:
+    """Tell whether there are notes on a type, which may be constraints: ``Annotated[int, …]``."""
+    while True:
+        if get_origin(form) is Annotated:
+            return True
+        if isinstance(form, _ALIASES):
+            form = form.__value__
+        elif isinstance(form, NewType):
+            form = form.__supertype__
+        else:
+            return False
+
+
+def _is_none(form: Any) -> bool:
+    # By identity, here and below: a type form with notes on it need not be hashable.
+    return form is None or form is _NONE
+
+
 def _members(form: Any) -> tuple[Any, ...]:
     """Return a union's members, and theirs; any other type is its own only member."""
     form = plain(form)
@@ -69,7 +94,7 @@ def _members(form: Any) -> tuple[Any, ...]:
 def allows_none(form: Any) -> bool:
     """Tell whether None is a value of a type."""
     for member in _members(form):
-        if member in {None, _NONE, Any, object}:
+        if _is_none(member) or member is Any or member is object:
             return True
         if get_origin(member) is Literal and None in get_args(member):
             return True
@@ -84,7 +109,7 @@ def without_none(form: Any) -> Any:
     inner = plain(form)
     if get_origin(inner) not in {Union, types.UnionType}:
         return form
-    rest = [arg for arg in get_args(inner) if arg not in {None, _NONE}]
+    rest = [arg for arg in get_args(inner) if not _is_none(arg)]
     if len(rest) == len(get_args(inner)) or not rest:
         return form
     return Union[tuple(rest)]  # noqa: UP007 - made of parts known at run time only
@@ -92,12 +117,12 @@ def without_none(form: Any) -> Any:
 
 def name_of(form: Any) -> str:
     """Return a type as a person would write it: ``Flight | None``, ``list[int]``."""
-    if form in {None, _NONE}:
+    if _is_none(form):
         return "None"
     if isinstance(form, (*_ALIASES, NewType)):
         return str(form.__name__)
     origin, args = get_origin(form), get_args(form)
-    if origin is Annotated:
+    if origin is Annotated or origin in _FIELD_NOTES:
         return name_of(args[0])
     if origin in {Union, types.UnionType}:
         return " | ".join(name_of(arg) for arg in args)
@@ -124,7 +149,7 @@ def outer_types(form: Any) -> tuple[type, ...] | None:
             cls = _NONE
         elif typing_extensions.is_typeddict(cls):
             cls = dict
-        if not isinstance(cls, type) or cls is object:
+        if not isinstance(cls, type) or cls in {Any, object}:  # Any is a class from 3.11 on
             return None
         found.append(cls)
     return tuple(found)
@@ -132,15 +157,11 @@ def outer_types(form: Any) -> tuple[type, ...] | None:
 
 def is_immutable(form: Any) -> bool:
     """Tell whether all values of a type are known never to change."""
-    return _is_immutable(form, frozenset())
+    return _is_immutable(form, ())
 
 
-def _is_immutable(form: Any, seen: frozenset[Any]) -> bool:
+def _is_immutable(form: Any, seen: tuple[type[Any], ...]) -> bool:
     kind = plain(form)
-    if isinstance(kind, Hashable):
-        if kind in seen:
-            return True  # a recursive type is decided by its other parts
-        seen = seen | {kind}
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return True
@@ -148,24 +169,33 @@ def _is_immutable(form: Any, seen: frozenset[Any]) -> bool:
         return all(_is_immutable(arg, seen) for arg in args)
     if origin in {tuple, frozenset}:
         return bool(args) and all(arg is Ellipsis or _is_immutable(arg, seen) for arg in args)
-    if kind in _IMMUTABLE:
-        return True
+    if kind is None or kind is Any:
+        return kind is None
     if not isinstance(kind, type) or origin is not None:
         return False
-    if issubclass(kind, enum.Enum):
+    cls = cast("type[Any]", kind)
+    if cls in _IMMUTABLE or cls in seen:  # a recursive type is decided by its other parts
         return True
-    return _is_frozen(kind) and _fields_are_immutable(kind, seen)
+    seen = (*seen, cls)
+    return issubclass(cls, enum.Enum) or (_is_frozen(cls) and _fields_are_immutable(cls, seen))
 
 
-def _is_frozen(kind: type) -> bool:
+def has_fields(kind: type[Any]) -> bool:
+    """Tell whether a class is a Struct, a dataclass or an attrs class."""
+    return issubclass(kind, msgspec.Struct) or any(
+        hasattr(kind, name) for name in ("__dataclass_fields__", "__attrs_attrs__")
+    )
+
+
+def _is_frozen(kind: type[Any]) -> bool:
     if issubclass(kind, msgspec.Struct):
         return kind.__struct_config__.frozen
     if dataclasses.is_dataclass(kind):
         return bool(getattr(kind, "__dataclass_params__").frozen)  # noqa: B009 - not in the stubs
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")  # a NamedTuple
+    return hasattr(kind, "_fields") and issubclass(kind, tuple)  # a NamedTuple
 
 
-def _fields_are_immutable(kind: type, seen: frozenset[Any]) -> bool:
+def _fields_are_immutable(kind: type[Any], seen: tuple[type[Any], ...]) -> bool:
     try:
         hints = typing_extensions.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):
@@ -193,7 +223,7 @@ def unsupported_parts(form: Any) -> list[str]:
             found[name_of(info.cls)] = None
             continue
         if isinstance(info, tuple):
-            waiting += typing.cast("tuple[Any, ...]", info)
+            waiting += cast("tuple[Any, ...]", info)
         elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
             waiting += [getattr(info, name) for name in info.__struct_fields__]
     return list(found)

@@ -145,7 +145,10 @@ def path() -> Kind:
 
 
 def mapping() -> Kind:
-    """Names with text, numbers or true and false; as text a JSON object."""
+    """Names with text, numbers or true and false; as text a JSON object.
+
+    A mapping inside makes names with a dot: that is how TOML reads ``ssl.ca.location = "x"``.
+    """
     expected = "a mapping of names to text, numbers, true or false"
     expected_text = 'a JSON object, as in {"security.protocol": "SSL"}'
 
@@ -153,10 +156,16 @@ def mapping() -> Kind:
         if not isinstance(value, Mapping):
             raise ValueError(expected)
         found: dict[str, str | int | float | bool] = {}
-        for name, item in cast("Mapping[object, object]", value).items():
-            if not isinstance(name, str) or not isinstance(item, str | int | float):
-                raise ValueError(expected)
-            found[name] = item
+        waiting = [("", cast("Mapping[object, object]", value))]
+        while waiting:
+            prefix, items = waiting.pop()
+            for name, item in items.items():
+                if isinstance(name, str) and isinstance(item, Mapping):
+                    waiting.append((f"{prefix}{name}.", cast("Mapping[object, object]", item)))
+                elif isinstance(name, str) and isinstance(item, str | int | float):
+                    found[prefix + name] = item
+                else:
+                    raise ValueError(expected)
         return found
 
     def of_text(written: str) -> dict[str, str | int | float | bool]:
