@@ -1,0 +1,376 @@
+"""Looks at topics and groups, and declares topics.
+
+The AdminClient's calls return futures that its own thread completes; some block. All run in worker
+threads under the request timeout. One client lives as long as the transport: one that is collected
+fails its pending futures.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import IsolationLevel, TopicCollection
+from confluent_kafka import TopicPartition as Partition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+
+from trickle.exceptions import TopicError
+from trickle.transport.contract import CommittedOffset, ProducerOptions, TopicInfo, Watermarks
+from trickle.transport.kafka.closing import bury
+from trickle.transport.kafka.config import configuration_error
+from trickle.transport.kafka.errors import (
+    AWAY,
+    UNKNOWN_TOPIC,
+    error_of,
+    failed,
+    said,
+    unavailable,
+)
+from trickle.transport.kafka.fork import forked_error, watch_forks
+from trickle.transport.kafka.transaction import make_producer
+from trickle.types import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from trickle.transport.contract import TopicSpec
+    from trickle.transport.kafka.config import KafkaConfig
+    from trickle.transport.kafka.logs import ClientLog
+
+__all__ = ["KafkaAdmin", "topic_config"]
+
+T = TypeVar("T")
+
+_THREADS = 8
+_PAUSE = 0.05  # seconds between looks at what the broker is about to finish
+
+
+class KafkaAdmin:
+    """See :class:`trickle.transport.contract.Admin`."""
+
+    def __init__(self, config: KafkaConfig, log: ClientLog) -> None:
+        self._config = config
+        self._log = log
+        settings = config.admin()
+        settings["logger"] = log
+        settings["error_cb"] = log.error
+        try:
+            self._client = AdminClient(settings)
+        except KafkaException as error:
+            raise configuration_error(error, config) from error
+        self._limiter = trio.CapacityLimiter(_THREADS)
+        self._forked = False
+        watch_forks(self)
+
+    async def check(self) -> None:
+        """See that the broker answers.
+
+        Raises:
+            BrokerUnavailable: it does not.
+        """
+        await self._run("connecting", lambda timeout: self._client.list_topics(timeout=timeout))
+
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicInfo]:
+        """Return the topics that exist, of those named, or all that are not internal."""
+        if names is not None and not names:
+            return {}
+        return await self._run("looking at topics", self._topics, names)
+
+    def _topics(self, timeout: float, names: Collection[str] | None) -> dict[str, TopicInfo]:
+        deadline = time.monotonic() + timeout
+        if names is None:
+            listed = self._client.list_topics(timeout=timeout).topics
+            names = list(listed)
+        if not names:
+            return {}
+        found: dict[str, TopicInfo] = {}
+        wanted = sorted(set(names))
+        answers = self._client.describe_topics(TopicCollection(wanted), request_timeout=timeout)
+        described: dict[str, Any] = {}
+        for name, future in answers.items():
+            try:
+                topic = future.result(_left(deadline))
+            except KafkaException as raised:
+                if error_of(raised).code() in UNKNOWN_TOPIC:
+                    continue
+                raise
+            if not topic.is_internal:
+                described[name] = topic
+        sizes = self._record_sizes(list(described), deadline)
+        for name, topic in described.items():
+            found[name] = TopicInfo(
+                name=name,
+                topic_id=str(topic.topic_id),
+                partitions=len(topic.partitions),
+                record_bytes_max=sizes.get(name),
+            )
+        return found
+
+    def _record_sizes(self, names: list[str], deadline: float) -> dict[str, int]:
+        """Return ``max.message.bytes`` of the topics whose configuration this user may see."""
+        if not names:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        sizes: dict[str, int] = {}
+        answers = self._client.describe_configs(resources, request_timeout=_left(deadline))
+        for resource, future in answers.items():
+            try:
+                entries = future.result(_left(deadline))
+            except KafkaException as raised:
+                error = error_of(raised)
+                if error.code() in AWAY:
+                    raise
+                self._log.error(error)  # not allowed to look: the broker itself will judge
+                continue
+            entry = entries.get("max.message.bytes")
+            if entry is not None and entry.value is not None:
+                sizes[resource.name] = int(entry.value)
+        return sizes
+
+    async def declare(self, specs: Sequence[TopicSpec]) -> None:
+        """Create the topics that do not exist; wait until all are there."""
+        if specs:
+            await self._run("declaring topics", self._declare, specs)
+
+    def _declare(self, timeout: float, specs: Sequence[TopicSpec]) -> None:
+        deadline = time.monotonic() + timeout
+        wanted = {spec.name: spec for spec in specs}
+        known = self._topics(timeout, list(wanted))
+        missing = {name: spec for name, spec in wanted.items() if name not in known}
+        while missing:
+            new = [
+                NewTopic(
+                    spec.name,
+                    num_partitions=-1 if spec.partitions is None else spec.partitions,
+                    replication_factor=-1 if spec.replicas is None else spec.replicas,
+                    config=topic_config(spec),
+                )
+                for spec in missing.values()
+            ]
+            answers = self._client.create_topics(new, request_timeout=_left(deadline))
+            for name, future in answers.items():
+                try:
+                    future.result(_left(deadline))
+                except KafkaException as raised:
+                    error = error_of(raised)
+                    if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                        pass  # somebody declares the same topics at the same time
+                    elif error.code() in AWAY or error.retriable():
+                        if time.monotonic() > deadline:
+                            raise
+                        time.sleep(_PAUSE)
+                        continue
+                    else:
+                        raise TopicError(
+                            f"the topic {name!r} could not be declared: {said(error)}"
+                        ) from raised
+                del missing[name]
+        self._wait_for(list(wanted), deadline, there=True)
+
+    async def delete(self, names: Collection[str]) -> None:
+        """Delete topics, and wait until they are gone; missing ones are no error."""
+        if names:
+            await self._run("deleting topics", self._delete, names)
+
+    def _delete(self, timeout: float, names: Collection[str]) -> None:
+        deadline = time.monotonic() + timeout
+        answers = self._client.delete_topics(sorted(set(names)), request_timeout=timeout)
+        for name, future in answers.items():
+            try:
+                future.result(_left(deadline))
+            except KafkaException as raised:
+                error = error_of(raised)
+                if error.code() in UNKNOWN_TOPIC:
+                    continue
+                if error.code() in AWAY:
+                    raise
+                raise TopicError(f"the topic {name!r} was not deleted: {said(error)}") from raised
+        self._wait_for(list(names), deadline, there=False)
+
+    def _wait_for(self, names: list[str], deadline: float, *, there: bool) -> None:
+        """Wait until topics have leaders, or are gone: both happen after the broker's answer."""
+        while True:
+            listed = self._client.list_topics(timeout=_left(deadline)).topics
+            for name in names:
+                topic = listed.get(name)
+                if topic is None or topic.error is not None:
+                    ready = not there
+                else:
+                    ready = there and all(p.leader >= 0 for p in topic.partitions.values())
+                if not ready:
+                    break
+            else:
+                return
+            if time.monotonic() > deadline:
+                state = "appear" if there else "go"
+                raise TopicError(f"the topic {name!r} did not {state} in time; try again")
+            time.sleep(_PAUSE)
+
+    async def delete_records(self, before: Mapping[TopicPartition, int]) -> None:
+        """Delete the records below the given offsets."""
+        if before:
+            await self._run("deleting records", self._delete_records, before)
+
+    def _delete_records(self, timeout: float, before: Mapping[TopicPartition, int]) -> None:
+        deadline = time.monotonic() + timeout
+        partitions = [Partition(tp.topic, tp.partition, at) for tp, at in before.items()]
+        answers = self._client.delete_records(partitions, request_timeout=timeout)
+        for partition, future in answers.items():
+            try:
+                future.result(_left(deadline))
+            except KafkaException as raised:
+                error = error_of(raised)
+                if error.code() in AWAY:
+                    raise
+                raise TopicError(
+                    f"records of topic {partition.topic!r}, partition {partition.partition}, "
+                    f"were not deleted: {said(error)}"
+                ) from raised
+
+    async def watermarks(
+        self, partitions: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, Watermarks]:
+        """Return low and high watermarks; the high one counts records not yet committed too."""
+        if not partitions:
+            return {}
+        return await self._run("asking for watermarks", self._watermarks, partitions)
+
+    def _watermarks(
+        self, timeout: float, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, Watermarks]:
+        deadline = time.monotonic() + timeout
+        ends: list[dict[TopicPartition, int]] = []
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
+            answers = self._client.list_offsets(
+                {Partition(tp.topic, tp.partition): spec for tp in partitions},
+                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=_left(deadline),
+            )
+            found: dict[TopicPartition, int] = {}
+            for partition, future in answers.items():
+                where = TopicPartition(partition.topic, partition.partition)
+                try:
+                    found[where] = future.result(_left(deadline)).offset
+                except KafkaException as raised:
+                    error = error_of(raised)
+                    if error.code() in UNKNOWN_TOPIC:
+                        raise TopicError(
+                            f"there is no partition {where.partition} of topic {where.topic!r}"
+                        ) from raised
+                    raise
+            ends.append(found)
+        return {tp: Watermarks(ends[0][tp], ends[1][tp]) for tp in partitions}
+
+    async def committed(
+        self, group: str, partitions: Collection[TopicPartition], *, stable: bool = True
+    ) -> Mapping[TopicPartition, CommittedOffset | None]:
+        """Return the group's committed offsets; None where there is none."""
+        if not partitions:
+            return {}
+        what = f"asking for the committed offsets of group {group!r}"
+        return await self._run(what, self._committed, group, partitions, stable)
+
+    def _committed(
+        self, timeout: float, group: str, partitions: Collection[TopicPartition], stable: bool
+    ) -> dict[TopicPartition, CommittedOffset | None]:
+        deadline = time.monotonic() + timeout
+        asked = [Partition(tp.topic, tp.partition) for tp in partitions]
+        request = ConsumerGroupTopicPartitions(group, asked)
+        pause = _PAUSE / 8
+        while True:
+            error = None
+            try:
+                answer = self._client.list_consumer_group_offsets(
+                    [request], require_stable=stable, request_timeout=_left(deadline)
+                )[group].result(_left(deadline))
+                offsets: list[Partition] = answer.topic_partitions or []
+                error = next((at.error for at in offsets if at.error is not None), None)
+            except KafkaException as raised:
+                offsets, error = [], error_of(raised)
+            if error is None:
+                break
+            if time.monotonic() > deadline or not (error.code() in AWAY or error.retriable()):
+                raise KafkaException(error)
+            # Just committed offsets turn stable within milliseconds, a dead worker's in seconds.
+            time.sleep(pause)
+            pause = min(pause * 2, _PAUSE)
+        found: dict[TopicPartition, CommittedOffset | None] = dict.fromkeys(partitions)
+        for at in offsets:
+            if at.offset >= 0:
+                where = TopicPartition(at.topic, at.partition)
+                found[where] = CommittedOffset(at.offset, at.metadata or "")
+        return found
+
+    async def fence(self, transactional_id: str) -> None:
+        """End the transaction that a dead producer of this id may have left, and the producer."""
+        await self._run(f"fencing {transactional_id!r}", self._fence, transactional_id)
+
+    def _fence(self, timeout: float, transactional_id: str) -> None:
+        deadline = time.monotonic() + timeout
+        options = ProducerOptions(transactional_id=transactional_id)
+        producer = make_producer(self._config, options, self._log)
+        try:
+            while True:
+                try:
+                    producer.init_transactions(_left(deadline))
+                except KafkaException as raised:
+                    if time.monotonic() > deadline or not error_of(raised).retriable():
+                        raise
+                    time.sleep(_PAUSE)
+                else:
+                    return
+        finally:
+            bury(producer)
+
+    async def _run(self, what: str, fn: Callable[..., T], *args: Any) -> T:
+        """Run ``fn(timeout, *args)`` in a thread; its errors become trickle's."""
+        if self._forked:
+            raise forked_error()
+        timeout = self._config.request_timeout
+        with trio.move_on_after(timeout + 1):  # the call itself gives up before
+            try:
+                return await trio.to_thread.run_sync(
+                    fn, timeout, *args, abandon_on_cancel=True, limiter=self._limiter
+                )
+            except KafkaException as raised:
+                error = error_of(raised)
+                raise failed(self._config.url, timeout, what, error) from raised
+            except TimeoutError as raised:
+                raise unavailable(self._config.url, timeout, what, None) from raised
+            finally:
+                self._client.poll(0)  # its log lines
+        raise unavailable(self._config.url, timeout, what, None)
+
+    def close(self) -> None:
+        """Let go of the client; closing it may take long, so nobody waits."""
+        client: Any = self._client
+        if not self._forked and hasattr(client, "close"):
+            bury(client)
+
+    def in_forked_child(self) -> list[object]:
+        """See :mod:`.fork`."""
+        self._forked = True
+        return [self._client]
+
+
+def topic_config(spec: TopicSpec) -> dict[str, str]:
+    """Return a topic's configuration in Kafka's own names; what the spec leaves open is absent."""
+    config: dict[str, str] = {}
+    if spec.retention_ms is not None:
+        config["retention.ms"] = str(spec.retention_ms)
+    policies = [
+        name for name, wanted in (("compact", spec.compacting), ("delete", spec.deleting)) if wanted
+    ]
+    if policies:
+        config["cleanup.policy"] = ",".join(policies)
+    elif spec.compacting is False or spec.deleting is False:
+        config["cleanup.policy"] = "delete"
+        if spec.deleting is False:  # nothing is to be deleted, and nothing compacted
+            config.setdefault("retention.ms", "-1")
+    return {**config, **spec.config}
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.05)

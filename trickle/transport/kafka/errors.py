@@ -1,0 +1,180 @@
+"""librdkafka's errors, sorted by what they mean for trickle, and as sentences for a person.
+
+An error code says little by itself: what matters is what can be done. Here every code that the
+driver reacts to belongs to one set, and everything else is passed on with the client's own words.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, cast
+
+from confluent_kafka import KafkaError, KafkaException
+
+from trickle.exceptions import BrokerUnavailable, RecordRefused, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = [
+    "AWAY",
+    "FENCED",
+    "MEMBERSHIP",
+    "OUT_OF_RANGE",
+    "REFUSED",
+    "UNKNOWN_TOPIC",
+    "error_of",
+    "refused_by",
+    "refused_record",
+    "said",
+    "unavailable",
+]
+
+AWAY = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._RESOLVE,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._TIMED_OUT,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._TIMED_OUT_QUEUE,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._TRANSPORT,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._WAIT_COORD,  # pyright: ignore[reportPrivateUsage]
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+    }
+)
+"""Nobody answered, or nobody who could: try again later."""
+
+FENCED = frozenset(
+    {
+        KafkaError._FENCED,  # pyright: ignore[reportPrivateUsage]
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.TRANSACTION_COORDINATOR_FENCED,
+    }
+)
+"""A newer producer has our transactional id, or the broker ended our transaction itself."""
+
+MEMBERSHIP = frozenset(
+    {
+        KafkaError._ASSIGNMENT_LOST,  # pyright: ignore[reportPrivateUsage]
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.UNKNOWN_MEMBER_ID,
+    }
+)
+"""We are not the member that we were: what we held belongs to somebody else, or soon will."""
+
+OUT_OF_RANGE = frozenset(
+    {
+        KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
+        KafkaError.OFFSET_OUT_OF_RANGE,
+    }
+)
+
+UNKNOWN_TOPIC = frozenset(
+    {
+        KafkaError._UNKNOWN_PARTITION,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._UNKNOWN_TOPIC,  # pyright: ignore[reportPrivateUsage]
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
+
+REFUSED = UNKNOWN_TOPIC | {
+    KafkaError.INVALID_MSG_SIZE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+}
+"""A record that no second try will bring in."""
+
+_ADVICE = {
+    KafkaError.INVALID_TIMESTAMP: (
+        "its timestamp is further from the broker's clock than the topic allows: "
+        "see the topic's message.timestamp.after.max.ms and message.timestamp.before.max.ms"
+    ),
+    KafkaError.MSG_SIZE_TOO_LARGE: (
+        "it is larger than the topic's max.message.bytes allows: send less, or raise that"
+    ),
+    KafkaError.RECORD_LIST_TOO_LARGE: (
+        "it is larger than the topic's segment.bytes allows: send less, or raise that"
+    ),
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not write to the topic: see its ACLs",
+}
+_ADVICE.update(
+    dict.fromkeys(UNKNOWN_TOPIC, "there is no such topic or partition: declare it, or its name")
+)
+
+# librdkafka's words: "ProduceRequest for flights [3] with 7 message(s) failed: …".
+_PRODUCE_REQUEST = re.compile(r"ProduceRequest for (\S+) \[(\d+)\]")
+
+
+def error_of(raised: KafkaException) -> KafkaError:
+    """Return the error that the client's exception carries."""
+    return cast("KafkaError", raised.args[0])
+
+
+def said(error: KafkaError) -> str:
+    """Return the client's own words, with the name of the code to look up."""
+    return f"{error.str().strip()} ({error.name()})"
+
+
+def unavailable(url: str, timeout: float, what: str, error: KafkaError | None) -> BrokerUnavailable:
+    """Return the error for a call that nobody answered."""
+    cause = "" if error is None else f": {said(error)}"
+    return BrokerUnavailable(
+        f"{what} got no answer from broker={url!r} within {timeout:g} s{cause}; "
+        "see that the broker runs and that broker= names its address"
+    )
+
+
+def failed(url: str, timeout: float, what: str, error: KafkaError) -> TransportError:
+    """Return the error for a call that failed: unavailable, or with the client's words."""
+    if error.code() in AWAY:
+        return unavailable(url, timeout, what, error)
+    return TransportError(f"{what} failed at broker={url!r}: {said(error)}")
+
+
+def refused_record(error: KafkaError, topic: str, partition: int | None) -> RecordRefused:
+    """Return the error for a record of a known topic that cannot be stored."""
+    where = f"topic {topic!r}" + ("" if partition is None else f", partition {partition}")
+    advice = _ADVICE.get(error.code(), said(error))
+    return RecordRefused(
+        f"a record for {where} was refused: {advice}", topic=topic, partition=partition
+    )
+
+
+def refused_by(error: KafkaError, topics: Collection[str]) -> RecordRefused | None:
+    """Return the record that a failed transaction's error speaks of; None if it is of another kind.
+
+    Args:
+        error: what the transactional call failed by.
+        topics: those that the transaction may have written to; the longest that the error's
+            text mentions is taken where the text has no better place for it.
+    """
+    if error.code() not in REFUSED:
+        return None
+    text = error.str()
+    match = _PRODUCE_REQUEST.search(text)
+    if match:
+        return refused_record(error, match[1], int(match[2]))
+    mentioned = sorted((t for t in topics if t in text), key=len)
+    if mentioned:
+        return refused_record(error, mentioned[-1], None)
+    if len(topics) == 1:
+        return refused_record(error, next(iter(topics)), None)
+    return None

@@ -1,0 +1,496 @@
+"""The thread's side of a group's member: the only code that touches its Consumer.
+
+Since confluent-kafka 2.16 every method of a Consumer takes an unfair gate, and a commit from
+another thread during a rebalance callback hangs for ever. So one thread owns the client. It polls,
+hands messages over, and runs the commands that Trio's side puts into its queue; also *inside* a
+rebalance callback, while it waits there for the listener, so that the listener can commit.
+
+**What crosses.** To Trio: entries in :attr:`Owner.outbox` (batches, or an error of one
+assignment), rung for by one ``run_sync_soon`` at a time, and :class:`Notice`, which the owner
+waits for. From Trio: calls by the bridge, and what was taken, in :class:`Epoch`.
+
+**Generations and epochs.** A *generation* is counted up by each change of the assignment; a
+command that was given in an earlier one is ignored. An *epoch* is one explicit choice of
+positions; each entry carries the epoch it was fetched in, and Trio's side takes entries of the
+current one only. So nothing that was fetched before a revocation can come out after it.
+
+**Back-pressure.** While enough is ready, the thread lets the client's own bounded queue fill, and
+only looks at it again when something was taken. After a second of that it pauses all partitions
+and polls on, so that the group never takes a slow worker for a dead one. Pausing drops what the
+client has prefetched, which is why it comes late.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as Partition
+
+from trickle.exceptions import OffsetOutOfRange, TopicError, TransportError
+from trickle.transport.kafka.batch import KafkaBatch, split
+from trickle.transport.kafka.config import configuration_error
+from trickle.transport.kafka.errors import (
+    AWAY,
+    MEMBERSHIP,
+    OUT_OF_RANGE,
+    UNKNOWN_TOPIC,
+    error_of,
+    said,
+)
+from trickle.types import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from trickle.transport.contract import ConsumerOptions
+    from trickle.transport.kafka.config import KafkaConfig
+    from trickle.transport.kafka.logs import ClientLog
+    from trickle.utils.bridge import Bridge
+
+__all__ = ["Entry", "Epoch", "KafkaMember", "Kind", "Notice", "Owner"]
+
+logger = logging.getLogger("trickle.transport.kafka")
+
+_POLL = 0.01  # seconds: how long a command may have to wait on an idle topic
+_CONSUME_MAX = 1_000
+_READY_RECORDS = 16_000  # about so much is kept ready for Trio's side
+_PATIENCE = 1.0  # seconds without a poll before the partitions are paused instead
+_CALLBACK_SHARE = 0.9  # of the rebalance timeout, after which the group would evict us
+_MISSING_TIMEOUT = 5.0  # seconds that a subscribed topic may take to appear
+_WATERMARK_TIMEOUT = 2.0
+
+
+class KafkaMember:
+    """The group's metadata of one moment: what a transaction's offsets are sent with."""
+
+    __slots__ = ("metadata",)
+
+    def __init__(self, metadata: object) -> None:
+        self.metadata = metadata
+
+
+class Epoch:
+    """One choice of positions, and how much fetched from there was handed over and taken.
+
+    The owner's thread writes ``handed``, Trio's ``taken``, so neither needs a lock.
+    """
+
+    __slots__ = ("handed_bytes", "handed_records", "taken_bytes", "taken_records")
+
+    def __init__(self) -> None:
+        self.handed_bytes = 0
+        self.handed_records = 0
+        self.taken_bytes = 0
+        self.taken_records = 0
+
+
+class Entry(NamedTuple):
+    """What the owner hands over: batches with their size, or an error of the assignment."""
+
+    epoch: Epoch
+    batches: list[KafkaBatch]
+    size_bytes: int
+    records: int
+    error: TransportError | None = None
+
+
+Kind: TypeAlias = Literal["assigned", "revoked", "lost"]
+
+
+class Notice:
+    """One call of the listener that the owner waits for."""
+
+    __slots__ = ("done", "generation", "kind", "partitions")
+
+    def __init__(self, kind: Kind, generation: int, partitions: frozenset[TopicPartition]) -> None:
+        self.kind = kind
+        self.generation = generation
+        self.partitions = partitions
+        self.done = False
+
+
+class Owner:
+    """See the module. ``ring`` and ``notify`` are called in Trio's thread."""
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        options: ConsumerOptions,
+        log: ClientLog,
+        ring: Callable[[], None],
+        notify: Callable[[Notice], None],
+        left: Callable[[], None],
+    ) -> None:
+        self.bridge: Bridge  # set before the first command
+        self.consumer: Consumer
+        self.member = KafkaMember(None)
+        self.outbox: deque[Entry] = deque()  # bounded by _has_room
+        self.rung = False
+        self.generation = 0
+        self.owned: frozenset[TopicPartition] = frozenset()
+        self._config = config
+        self._options = options
+        self._log = log
+        self._ring = ring
+        self._notify = notify
+        self._left = left
+        self._one_topic = len(options.topics) == 1
+        self._incremental = options.protocol == "consumer"
+        self._epoch = Epoch()
+        self._positions: dict[TopicPartition, int] = {}
+        self._held: set[TopicPartition] = set()
+        self._placed: set[TopicPartition] = set()  # what the client itself has assigned
+        self._choked = False
+        self._full_since: float | None = None
+        self._ready_bytes_max = options.buffer_bytes // 2
+        self._missing: dict[str, float] = {}
+        self._retired = True  # until it is open
+        self._leaving = False
+        self._told = False
+
+    # Commands
+
+    def open(self) -> None:
+        """Make the client and subscribe; the group is joined by the polls that follow."""
+        settings = self._config.consumer(self._options)
+        settings["logger"] = self._log
+        settings["error_cb"] = self._log.error
+        try:
+            self.consumer = Consumer(settings)
+        except KafkaException as error:
+            raise configuration_error(error, self._config) from error
+        self._refresh_member()
+        self.consumer.subscribe(
+            list(self._options.topics),
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+        self._retired = False
+
+    def assign(
+        self,
+        generation: int,
+        epoch: Epoch,
+        positions: Mapping[TopicPartition, int],
+        paused: frozenset[TopicPartition],
+    ) -> None:
+        """Fetch from these positions on, unless the assignment has changed since it was asked."""
+        if generation != self.generation:
+            return
+        self._positions = {tp: at for tp, at in positions.items() if tp in self.owned}
+        self._held = set(paused) & self._positions.keys()
+        self._place(epoch)
+
+    def pause(self, partitions: frozenset[TopicPartition]) -> None:
+        """Stop fetching these."""
+        fresh = (partitions & self._positions.keys()) - self._held
+        self._held |= fresh
+        if fresh and not self._choked:
+            self.consumer.pause(_bare(fresh))
+
+    def resume(self, partitions: frozenset[TopicPartition]) -> None:
+        """Fetch these again."""
+        held = partitions & self._held
+        self._held -= held
+        if held and not self._choked:
+            self.consumer.resume(_bare(held))
+
+    def commit(self, offsets: list[Partition]) -> None:
+        """Commit offsets and wait for the answer; raises KafkaException."""
+        for answer in self.consumer.commit(offsets=offsets, asynchronous=False):
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+
+    def retire(self) -> None:
+        """Stop polling for good; commands are still served."""
+        self._retired = True
+        self.owned = frozenset()
+        self._positions = {}
+
+    def leave(self) -> None:
+        """Leave the group, soon: not here, as this may run inside a rebalance callback."""
+        self._leaving = True
+
+    # The loop
+
+    def idle(self) -> None:
+        """Do one round of the thread: poll, take what is there, hand it over."""
+        if self._leaving:
+            self._leaving = False
+            self.consumer.close()  # long, where the broker is dead: nobody waits for all of it
+            self.bridge.to_trio(self._left)
+        if self._retired:
+            time.sleep(_POLL)  # nothing to poll: before it is open, and while it is closed
+            return
+        if not self._has_room():
+            return
+        epoch = self._epoch
+        first = self.consumer.poll(_POLL)
+        self._refresh_member()
+        if first is None:
+            if self._missing:
+                self._look_for_missing()
+            return
+        messages = self.consumer.consume(_CONSUME_MAX, 0)
+        messages.insert(0, first)
+        if epoch is not self._epoch:
+            # The assignment changed inside the poll, and these may be of either. Trio's side has
+            # got nothing of the new one yet, so it starts again where it was told to start.
+            if self._positions:
+                self._place(self._epoch)
+            return
+        if any(map(Message.error, messages)):
+            messages = self._sort_out(messages)
+            if not messages:
+                return
+        batches = split(messages, one_topic=self._one_topic)
+        size = sum(batch.size_bytes for batch in batches)
+        epoch.handed_bytes += size
+        epoch.handed_records += len(messages)
+        self._hand_over(Entry(epoch, batches, size, len(messages)))
+
+    def _hand_over(self, entry: Entry) -> None:
+        self.outbox.append(entry)
+        if not self.rung:
+            self.rung = True
+            self.bridge.to_trio(self._ring)
+
+    def _has_room(self) -> bool:
+        """Tell whether to poll now; bring the pause of all partitions up to date."""
+        epoch = self._epoch
+        ready_bytes = epoch.handed_bytes - epoch.taken_bytes
+        ready_records = epoch.handed_records - epoch.taken_records
+        full = ready_bytes >= self._ready_bytes_max or ready_records >= _READY_RECORDS
+        if self._choked:
+            if ready_bytes * 2 < self._ready_bytes_max and ready_records * 2 < _READY_RECORDS:
+                self._choked = False
+                self._full_since = None
+                self._resume_unheld()
+            return True
+        if not full:
+            self._full_since = None
+            return True
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < _PATIENCE:
+            self.bridge.run_pending(0.001)
+            return False
+        self._choked = True
+        running = self._positions.keys() - self._held
+        if running:
+            self.consumer.pause(_bare(running))
+        return True
+
+    def _resume_unheld(self) -> None:
+        running = self._positions.keys() - self._held
+        if running:
+            self.consumer.resume(_bare(running))
+
+    def _refresh_member(self) -> None:
+        # 10 µs; under KIP-848 the epoch in it moves without any callback.
+        self.member = KafkaMember(self.consumer.consumer_group_metadata())
+
+    # Positions
+
+    def _place(self, epoch: Epoch) -> None:
+        """Give the client the current positions; what it had fetched before is gone."""
+        placed = [Partition(tp.topic, tp.partition, at) for tp, at in self._positions.items()]
+        if self._incremental:
+            if self._placed:
+                self.consumer.incremental_unassign(_bare(self._placed))
+            # All that is owned stays assigned, or the group would think that we gave it back.
+            waiting = self.owned - self._positions.keys()
+            placed += [Partition(tp.topic, tp.partition, 0) for tp in waiting]
+            if placed:
+                self.consumer.incremental_assign(placed)
+            if waiting:
+                self.consumer.pause(_bare(waiting))
+            self._placed = set(self.owned)
+        else:
+            self.consumer.assign(placed)
+        self._epoch = epoch
+        # What an earlier assignment had paused may be remembered by the client.
+        self._resume_unheld()
+        silent = self._positions.keys() if self._choked else self._held
+        if silent:
+            self.consumer.pause(_bare(silent))
+
+    # Rebalances: called by the client inside poll, consume and close, in this thread
+
+    def _on_assign(self, _: Consumer, partitions: list[Partition]) -> None:
+        if self._retired:
+            self._place_nothing([])
+            return
+        added = _named(partitions)
+        self._refresh_member()
+        if self._incremental:
+            if self._told and not added:
+                self._place_nothing([])
+                return  # the group only confirms what we have
+            if self.owned:
+                self._take_away("revoked")
+            self._placed |= added
+            # Until the positions are known these stand still at a place that is never fetched.
+            self.consumer.incremental_assign([Partition(t, p, 0) for t, p in added])
+            if self._placed:
+                self.consumer.pause(_bare(self._placed))
+            added = frozenset(self._placed)
+        else:
+            self.consumer.assign([])
+        self._give(added)
+
+    def _on_revoke(self, _: Consumer, partitions: list[Partition]) -> None:
+        self._refresh_member()
+        if self.owned:
+            self._take_away("revoked")
+        self._drop(partitions)
+
+    def _on_lost(self, _: Consumer, partitions: list[Partition]) -> None:
+        self._refresh_member()
+        if self.owned:
+            self._take_away("lost")
+        self._drop(partitions)
+
+    def _take_away(self, kind: Kind) -> None:
+        """Tell that the whole assignment ends, and wait until Trio's side has let go of it."""
+        owned, self.owned = self.owned, frozenset()
+        self._tell(kind, owned)
+
+    def _give(self, partitions: frozenset[TopicPartition]) -> None:
+        self._told = True
+        self.owned = partitions
+        self._tell("assigned", partitions)
+
+    def _drop(self, partitions: list[Partition]) -> None:
+        """Let the client forget what was taken; under KIP-848 the rest is given anew."""
+        gone = _named(partitions)
+        if not self._incremental:
+            self.consumer.unassign()
+            return
+        self._place_nothing([tp for tp in gone if tp in self._placed])
+        self._placed -= gone
+        if self._placed and not self._retired:
+            self.consumer.pause(_bare(self._placed))
+            self._give(frozenset(self._placed))
+
+    def _place_nothing(self, gone: list[TopicPartition]) -> None:
+        if not self._incremental:
+            self.consumer.assign([])
+        elif gone:
+            self.consumer.incremental_unassign(_bare(gone))
+        else:
+            self.consumer.incremental_assign([])
+
+    def _tell(self, kind: Kind, partitions: frozenset[TopicPartition]) -> None:
+        """Have the listener told, and serve commands until it returns, within a limit.
+
+        The limit is that of the group: after the rebalance timeout it would evict us, so waiting
+        longer serves nobody. In the classic protocol all other members wait with us.
+        """
+        self.generation += 1
+        self._epoch = Epoch()  # nobody's: what may yet be in hand is of no use
+        self._positions = {}
+        self._held.clear()
+        self._choked = False
+        self._full_since = None
+        notice = Notice(kind, self.generation, partitions)
+        self.bridge.to_trio(self._notify, notice)
+        limit = self._options.rebalance_timeout * _CALLBACK_SHARE
+        deadline = time.monotonic() + limit
+        while not notice.done and not self.bridge.stopped:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                logger.warning(
+                    "the call for %s partitions took longer than %.0f s, the group goes on "
+                    "without it: shorten drain_timeout, or what one event may take (deadline=)",
+                    kind, limit,
+                )  # fmt: skip
+                return
+            self.bridge.run_pending(min(left, 0.1))
+
+    # Errors
+
+    def _sort_out(self, messages: list[Message]) -> list[Message]:
+        """Return the messages that are records; handle the errors among them."""
+        records: list[Message] = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+            else:
+                self._handle(error, message)
+        return records
+
+    def _handle(self, error: KafkaError, message: Message) -> None:
+        code = error.code()
+        topic = message.topic() or ""
+        if code in OUT_OF_RANGE:
+            refusal = OffsetOutOfRange(self._out_of_range(message))
+            self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
+        elif error.fatal():
+            raise TransportError(
+                f"the consumer of group {self._options.group!r} cannot go on: {said(error)}"
+            )
+        elif code in UNKNOWN_TOPIC:
+            self._missing.setdefault(topic, time.monotonic() + _MISSING_TIMEOUT)
+        elif code in AWAY or code in MEMBERSHIP or error.retriable():
+            self._log.error(error)  # the client mends these by itself
+        elif code in _INFORMATION:
+            self._log.error(error)
+        else:
+            where = f" of topic {topic!r}, partition {message.partition()}" if topic else ""
+            raise TransportError(f"the consumer{where} cannot go on: {said(error)}")
+
+    def _out_of_range(self, message: Message) -> str:
+        topic, partition = cast("str", message.topic()), cast("int", message.partition())
+        try:
+            low, high = self.consumer.get_watermark_offsets(
+                Partition(topic, partition), timeout=_WATERMARK_TIMEOUT
+            )
+            holds = f"the topic holds offsets from {low} up to {high}"
+        except KafkaException as error:
+            holds = f"what it holds is not known: {said(error_of(error))}"
+        return (
+            f"topic {topic!r}, partition {partition}: the position {message.offset()} is out of "
+            f"range, {holds}; records were deleted before group {self._options.group!r} read "
+            "them, or the topic was made anew: choose where to go on"
+        )
+
+    def _look_for_missing(self) -> None:
+        """Raise for a topic that was said to be missing, once it had the time to appear."""
+        now = time.monotonic()
+        for topic, deadline in list(self._missing.items()):
+            if now < deadline:
+                continue
+            del self._missing[topic]
+            found = self.consumer.list_topics(topic, timeout=self._config.request_timeout)
+            known = found.topics.get(topic)
+            if known is None or known.error is not None:
+                raise TopicError(
+                    f"the topic {topic!r} does not exist at broker={self._config.url!r}: "
+                    "create it, or let the app declare it (partitions=)"
+                )
+
+
+_INFORMATION = frozenset(
+    {
+        KafkaError._MAX_POLL_EXCEEDED,  # pyright: ignore[reportPrivateUsage]
+        KafkaError._PARTITION_EOF,  # pyright: ignore[reportPrivateUsage]
+        KafkaError.GROUP_MAX_SIZE_REACHED,
+    }
+)
+
+
+def _bare(partitions: Iterable[TopicPartition]) -> list[Partition]:
+    return list(itertools.starmap(Partition, partitions))
+
+
+def _named(partitions: list[Partition]) -> frozenset[TopicPartition]:
+    return frozenset(TopicPartition(p.topic, p.partition) for p in partitions)

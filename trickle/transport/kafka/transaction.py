@@ -1,0 +1,242 @@
+"""The thread's side of a producer: transactions, and what to do when one fails.
+
+A transactional producer always has a transaction open, so that effects can be produced from Trio's
+thread at any time but during a commit. What a failed commit leads to:
+
+=====================================  =========================================================
+the client says                        we do
+=====================================  =========================================================
+retriable                              try again, until the deadline
+it must be aborted                     abort, begin; ``CommitFailed``
+it must be aborted, a record was       a new producer (after such an abort the next transaction
+refused                                would fail once more, by OUT_OF_ORDER); ``CommitFailed``
+                                       with the record
+timed out                              a new producer of the same id; ``CommitFailed``, the
+                                       outcome is to be read from the committed offsets
+fenced, open longer than its timeout   the broker ended it: a new producer; ``CommitFailed``
+fenced                                 ``ProducerFenced``: there is a rival
+anything else                          a new producer; ``CommitFailed``
+=====================================  =========================================================
+
+After a call that timed out no transaction is ever begun on the same producer: the client lacks
+KIP-890's epoch bump, so the late end of the old transaction could hit the new one. A new producer
+with the same id has a new epoch, and its ``init_transactions`` ends what the old one left.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from trickle.exceptions import CommitFailed, ProducerFenced, TransportError
+from trickle.transport.kafka.closing import bury
+from trickle.transport.kafka.config import configuration_error
+from trickle.transport.kafka.errors import FENCED, error_of, failed, refused_by, said
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from confluent_kafka import TopicPartition as Partition
+
+    from trickle.transport.contract import ProducerOptions
+    from trickle.transport.kafka.config import KafkaConfig
+    from trickle.transport.kafka.logs import ClientLog
+
+__all__ = ["Content", "Transactions", "make_producer"]
+
+_RETRY_PAUSE = 0.05  # seconds between tries of a call that fails at once
+_COMMIT_SHARE = 0.6  # of the request timeout; the rest is for a new producer
+
+
+def make_producer(config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> Producer:
+    """Make the client.
+
+    Raises:
+        ConfigurationError: it refuses an option of the user's.
+    """
+    settings = config.producer(options)
+    settings["logger"] = log
+    settings["error_cb"] = log.error
+    try:
+        return Producer(settings)
+    except KafkaException as error:
+        raise configuration_error(error, config) from error
+
+
+class Content:
+    """What Trio's side knows of a transaction.
+
+    Attributes:
+        topics: all that records were produced to: an error may not name its topic.
+        since: when the first record was produced (monotonic seconds).
+    """
+
+    __slots__ = ("since", "topics")
+
+    def __init__(self) -> None:
+        self.topics: set[str] = set()
+        self.since: float | None = None
+
+
+class Transactions:
+    """A transactional producer that is made anew when it has to be.
+
+    Everything but the attributes is for the producer's thread.
+
+    Attributes:
+        client: the current producer, with a transaction open unless :attr:`broken`.
+        broken: the last try to make a new producer failed, so there is none to produce to.
+    """
+
+    def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
+        self.client: Producer
+        self.broken = True
+        self._rival: ProducerFenced | None = None
+        self._config = config
+        self._options = options
+        self._log = log
+        self._id = options.transactional_id or ""
+
+    def open(self) -> None:
+        """Make the producer, end what an earlier one of this id left, and begin."""
+        deadline = time.monotonic() + self._config.request_timeout
+        client = make_producer(self._config, self._options, self._log)
+        try:
+            _retry(deadline, client.init_transactions)
+        except KafkaException as raised:
+            bury(client)
+            error = error_of(raised)
+            what = f"opening the transactional producer {self._id!r}"
+            if error.code() in FENCED:
+                raise self._fenced(error) from raised
+            timeout = self._config.request_timeout
+            raise failed(self._config.url, timeout, what, error) from raised
+        client.begin_transaction()
+        self.client = client
+        self.broken = False
+
+    def commit(self, content: Content, offsets: list[Partition], metadata: object) -> None:
+        """Commit what was produced, and the offsets, and begin anew."""
+        if self.broken:
+            self._reopen()
+            raise CommitFailed(
+                f"what was produced for {self._id!r} is lost, as its producer was: commit again"
+            )
+        client = self.client
+        deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
+        try:
+            if offsets:
+                _retry(deadline, client.send_offsets_to_transaction, offsets, metadata)
+            _retry(deadline, client.commit_transaction)
+            self._begin()
+        except KafkaException as raised:
+            raise self._recover(error_of(raised), content) from raised
+
+    def abort(self, content: Content) -> None:
+        """Drop what was produced, and begin anew."""
+        if self.broken:
+            self._reopen()
+            return
+        deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
+        try:
+            _retry(deadline, self.client.abort_transaction)
+            self._begin()
+        except KafkaException as raised:
+            error = error_of(raised)
+            if self._has_rival(error, content):
+                raise self._fenced(error) from raised
+            self._replace()
+
+    def close(self, timeout: float) -> None:
+        """Drop what was produced, so that no reader has to wait for it, and close the client."""
+        if self.broken:
+            return
+        self.broken = True
+        try:
+            self.client.abort_transaction(timeout)
+        except KafkaException as raised:
+            # The broker ends it after the transaction's timeout, or a successor does.
+            self._log.error(error_of(raised))
+        self.client.close()
+
+    def _begin(self) -> None:
+        self.client.begin_transaction()
+
+    def _recover(self, error: KafkaError, content: Content) -> TransportError:
+        """Make the producer ready again where that is possible; return what is to be raised."""
+        if self._has_rival(error, content):
+            return self._fenced(error)
+        refused = refused_by(error, content.topics)
+        if error.txn_requires_abort() and refused is None:
+            deadline = time.monotonic() + self._config.request_timeout * (1 - _COMMIT_SHARE)
+            try:
+                _retry(deadline, self.client.abort_transaction)
+                self._begin()
+            except KafkaException:
+                self._replace()
+            return CommitFailed(f"the transaction of {self._id!r} was aborted: {said(error)}")
+        overdue = error.code() in FENCED
+        self._replace()
+        if refused is not None:
+            return CommitFailed(f"the transaction was aborted: {refused}", refused=refused)
+        if overdue:
+            return CommitFailed(
+                f"the broker ended the transaction of {self._id!r}, as it was open longer than "
+                f"transaction_timeout={self._options.transaction_timeout:g} s"
+            )
+        return CommitFailed(
+            f"whether the transaction of {self._id!r} was committed is not known "
+            f"({said(error)}): the committed offsets tell"
+        )
+
+    def _replace(self) -> None:
+        """Destroy the producer and make a new one with the same id."""
+        self.broken = True
+        old = self.client
+        try:
+            old.purge(blocking=False)  # so that closing it waits for no delivery
+        except KafkaException as raised:
+            self._log.error(error_of(raised))
+        bury(old)
+        self.open()
+
+    def _has_rival(self, error: KafkaError, content: Content) -> bool:
+        if error.code() not in FENCED:
+            return False
+        # The broker fences us as well when our transaction outlives its timeout.
+        age = 0.0 if content.since is None else time.monotonic() - content.since
+        return age < self._options.transaction_timeout
+
+    def _fenced(self, error: KafkaError) -> ProducerFenced:
+        if not self.broken:
+            self.broken = True
+            bury(self.client)
+        self._rival = ProducerFenced(
+            f"another producer has taken the transactional id {self._id!r} ({said(error)}): "
+            "two workers may not share one, see that each has its own data directory and host name"
+        )
+        return self._rival
+
+    def _reopen(self) -> None:
+        """Make the producer that could not be made before; never against a rival."""
+        if self._rival is not None:
+            raise self._rival
+        self.open()
+
+
+def _retry(deadline: float, call: Callable[..., Any], *args: Any) -> None:
+    """Call with the time that is left, again and again while the client says that it may help."""
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            call(*args, max(left, 0.001))
+        except KafkaException as raised:
+            error = error_of(raised)
+            final = error.fatal() or error.txn_requires_abort() or not error.retriable()
+            if final or time.monotonic() >= deadline:
+                raise
+            time.sleep(_RETRY_PAUSE)
+        else:
+            return
