@@ -164,15 +164,15 @@ class Agent(Generic[V, K]):
         if not inspect.isasyncgen(result):
             await cast("Awaitable[None]", result)
             return
-        async with aclosing(result) as values:
+        async with aclosing(cast("AsyncGenerator[Any, None]", result)) as values:
             async for value in values:
                 self._yielded(lane, value)
 
     def _yielded(self, lane: Lane, value: Any) -> None:
         """Send a yielded value to the sinks, with the source's key."""
         for sink in self.sinks:
-            if isinstance(sink, (Topic, Agent)):
-                topic = sink if isinstance(sink, Topic) else sink.topics[0]
+            if isinstance(sink, Topic | Agent):
+                topic = cast("Topic[Any, Any] | Agent[Any, Any]", sink).topics[0]
                 effect = topic.effect(value, None, None, None, None)
                 batch, index = lane.in_hand()
                 key = self._sink_key(topic, batch.topic, batch.record(index).key)
@@ -184,7 +184,10 @@ class Agent(Generic[V, K]):
 
     def _sink_key(self, sink: Topic[Any, Any], source: str, key: bytes | None) -> bytes | None:
         ours, theirs = self._keys[source], sink.key_codec
-        if key is None or (ours.type_name, ours.serializer) == (theirs.type_name, theirs.serializer):
+        if key is None or (ours.type_name, ours.serializer) == (
+            theirs.type_name,
+            theirs.serializer,
+        ):
             return key
         return theirs.encode(ours.decode(key))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, cast, overload
@@ -80,11 +80,15 @@ class App:
     """
 
     def __init__(
-        self, id: str, *, sensors: Sequence[Sensor] = (), **settings: Unpack[SettingArguments]
+        self,
+        id: str,
+        *,
+        sensors: Sequence[Sensor] = (),
+        **settings: Unpack[SettingArguments],
     ) -> None:
         check_name(id, what="the app's id")
         self.id = id
-        self.module_file: str | None = sys._getframe(1).f_globals.get("__file__")
+        self.module_file = _callers_file()
         self.sensors = tuple(sensors)
         self._arguments: dict[str, Any] = dict(settings)
         resolve(id, self._arguments, None, environ={})  # a wrong argument is told where it stands
@@ -241,9 +245,7 @@ class App:
             DefinitionError: a second agent of this name, or sources that do not go together.
         """
         limit = None if deadline is None else seconds(deadline, what="agent(deadline=…)")
-        sinks: Sequence[Any] = (
-            () if sink is None else sink if isinstance(sink, (list, tuple)) else (sink,)
-        )
+        sinks = cast("Sequence[Sink]", sink if isinstance(sink, list | tuple) else [sink])
 
         def decorate(function: Any) -> Agent[Any, Any]:
             agent_name = name or str(getattr(function, "__name__", ""))
@@ -255,7 +257,7 @@ class App:
                 function,
                 name=agent_name,
                 source=joined,
-                sinks=sinks,
+                sinks=() if sink is None else sinks,
                 on_error=on_error,
                 deadline=limit,
                 dead_letters=self._dead_letters(agent_name, on_error),
@@ -394,17 +396,22 @@ class App:
         return letters
 
 
+def _callers_file() -> str | None:
+    """Return the file of the module that calls ``App(…)``."""
+    frame = inspect.currentframe()
+    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
+    found: str | None = caller.f_globals.get("__file__") if caller is not None else None
+    return found
+
+
 def _join(source: Source[Any, Any] | Sequence[Source[Any, Any]], agent: str) -> Source[Any, Any]:
     """Make one source of several topics."""
-    sources = list(source) if isinstance(source, (list, tuple)) else [source]
+    sources = [source] if isinstance(source, Source) else list(_sequence(source, agent))
     for one in sources:
-        if not isinstance(one, Source):
-            raise DefinitionError(
-                f"agent {agent!r}: {one!r} is no source: give a topic of app.topic(…), several in "
-                "a list, or what group_by and the like make of one"
-            )
+        if not isinstance(one, Source):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise _no_source(one, agent)
     if len(sources) == 1:
-        return cast("Source[Any, Any]", sources[0])
+        return sources[0]
     if not sources or any(one.steps for one in sources):
         raise DefinitionError(
             f"agent {agent!r} reads several sources: give one or more topics, without filter or "
@@ -413,6 +420,19 @@ def _join(source: Source[Any, Any] | Sequence[Source[Any, Any]], agent: str) -> 
     topics = [topic for one in sources for topic in one.topics]
     repartitions = [r for one in sources for r in one.repartitions]
     return Source(topics, (), tuple(dict.fromkeys(repartitions)))
+
+
+def _sequence(source: Any, agent: str) -> Sequence[Source[Any, Any]]:
+    if not isinstance(source, list | tuple):
+        raise _no_source(source, agent)
+    return cast("Sequence[Source[Any, Any]]", source)
+
+
+def _no_source(given: object, agent: str) -> DefinitionError:
+    return DefinitionError(
+        f"agent {agent!r}: {given!r} is no source: give a topic of app.topic(…), several in a "
+        "list, or what group_by and the like make of one"
+    )
 
 
 def _repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable[None]]:
@@ -431,5 +451,3 @@ def _repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable
 
     changed = any(kind != "filter" for kind, _ in repartition.source.steps)
     return regroup if changed or not repartition.owned else regroup_as_it_is
-
-

@@ -255,7 +255,7 @@ class Committer(Service):
         self._scopes.append(scope)
 
     def dismiss(self, scope: Enrolled) -> None:
-        """From now on commits leave this scope out; what it had settled is committed or reverted."""
+        """From now on commits leave this scope out."""
         if scope in self._scopes:
             self._scopes.remove(scope)
 

@@ -256,9 +256,7 @@ class Conductor(Service):
         scope.lanes.append(lane)
         for partition in mine:
             self._routes.setdefault(partition, []).append(lane)
-        self.nursery.start_soon(
-            self._work, agent, lane, name=f"{agent.name}[{scope.number}]"
-        )
+        self.nursery.start_soon(self._work, agent, lane, name=f"{agent.name}[{scope.number}]")
 
     async def _work(self, agent: Agent[Any, Any], lane: Lane) -> None:
         try:

@@ -164,6 +164,7 @@ class Resolved(NamedTuple):
     sources: Mapping[str, str]
 
 
+_DAY = 86_400
 _KINDS: dict[str, values.Kind] = {
     "broker": values.text(),
     "data_dir": values.path(),
@@ -173,11 +174,11 @@ _KINDS: dict[str, values.Kind] = {
     "commit_interval_min": values.duration(0, 3600),
     "commit_max_events": values.integer(1),
     "commit_max_bytes": values.integer(1),
-    "drain_timeout": values.duration(0),
-    "session_timeout": values.duration(0.1),
-    "broker_timeout": values.duration(0.1),
-    "transaction_timeout": values.duration(1),
-    "recovery_timeout": values.duration(0.1),
+    "drain_timeout": values.duration(0, _DAY),
+    "session_timeout": values.duration(0.1, 3600),  # librdkafka's upper bound
+    "broker_timeout": values.duration(0.1, _DAY),
+    "transaction_timeout": values.duration(1, _DAY),
+    "recovery_timeout": values.duration(0.1, _DAY),
     "web": values.boolean(),
     "web_host": values.text(),
     "web_port": values.integer(0, 0xFFFF),
@@ -200,6 +201,14 @@ _MAY_BE_NONE = frozenset(
     }
 )  # fmt: skip
 _SECRET = frozenset({"client", "web_token"})
+_WHEN_NONE = {
+    "web": "on in trickle worker",
+    "web_port": "6066, or the next free one",
+    "web_token": "none",
+    "partitions": "the broker's",
+    "replicas": "the broker's",
+    "group_instance_id": "none",
+}
 _PREFIX = "TRICKLE_"
 _OTHER_VARIABLES = frozenset({"TRICKLE_APP"})  # the command line's
 _SCHEMES = ("kafka", "lmdb", "memory")
@@ -420,8 +429,7 @@ def _is_loopback(host: str) -> bool:
 def shown(settings: Settings, sources: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Return name, text and source of each setting, with secrets hidden.
 
-    The name of a path's or broker's secret-free part stays readable. The id is left out: a banner
-    has it in its title.
+    The id is left out: a banner has it in its title.
     """
     return [
         (name, _text(name, getattr(settings, name)), sources.get(name, "default"))
@@ -431,12 +439,12 @@ def shown(settings: Settings, sources: Mapping[str, str]) -> list[tuple[str, str
 
 def _text(name: str, value: object) -> str:
     if value is None:
-        return "-"
+        return _WHEN_NONE[name]
     if name == "broker":
         return redact_url(str(value))
     if name == "client":
         options = redact_client(cast("Mapping[str, object]", value))
-        return ", ".join(f"{key}={item}" for key, item in options.items()) or "-"
+        return ", ".join(f"{key}={item}" for key, item in options.items()) or "none"
     if name in _SECRET:
         return HIDDEN
     if isinstance(value, bool):

@@ -109,7 +109,9 @@ class Consumer(Service):
 
     # Positions
 
-    async def recall(self, partitions: frozenset[TopicPartition]) -> Mapping[TopicPartition, Positions]:
+    async def recall(
+        self, partitions: frozenset[TopicPartition]
+    ) -> Mapping[TopicPartition, Positions]:
         """Find where the partitions stand: what is committed, or the first position.
 
         A committer that gave a partition back uncleanly is fenced first: its transaction, if one
@@ -169,12 +171,10 @@ class Consumer(Service):
             before = self._committed.get(partition)
             if before is None:
                 continue
-            after = before.moved(
-                agents, self._committer_id, released=partition in releasing
-            )
-            if after != before and (after.offset, after.agents) != (before.offset, before.agents):
-                plan[partition] = after
-            elif partition in releasing and before.committer and not before.released:
+            releases = partition in releasing
+            after = before.moved(agents, self._committer_id, released=releases)
+            moved = (after.offset, after.agents) != (before.offset, before.agents)
+            if moved or (releases and before.committer and not before.released):
                 plan[partition] = after
         return plan
 

@@ -86,7 +86,9 @@ def describe(type: object) -> TypeDescription:
     ):
         cls: Any = get_origin(info.cls) or info.cls
         hints = get_type_hints(cls, include_extras=True)
-        fields = tuple(_field(field, hints) for field in info.fields)
+        order = list(hints)  # as written: a TypedDict's fields come sorted by need
+        written = sorted(info.fields, key=lambda field: order.index(field.name))
+        fields = tuple(_field(field, hints) for field in written)
         doc = _first_line(cls)
     return TypeDescription(name=name_of(type), doc=doc, fields=fields)
 

@@ -43,8 +43,8 @@ from trickle.identity import Identity, claim_identity
 from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics, supervise
-from trickle.streams import Pace
 from trickle.stores import open_store
+from trickle.streams import Pace
 from trickle.tables import HOLDER, CacheLimits, TableManager
 from trickle.ticks import TimerService
 from trickle.topology import Topology, prepare
@@ -460,9 +460,7 @@ class _Supervised(Service):
         self._policy = policy
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        await supervise(
-            self._service.run, self._policy, name=self.name, task_status=task_status
-        )
+        await supervise(self._service.run, self._policy, name=self.name, task_status=task_status)
 
     def statistics(self) -> ServiceStatistics:
         return self._service.statistics()

@@ -111,7 +111,7 @@ class Source(Generic[V, K]):
         value = self._known_value_type(value_type, f"group_by(name={name!r})")
         if isinstance(key, str):
             found = key_type or _field_type(value, key, name)
-            function = cast("Callable[[Any], Any]", _field_getter(key))
+            function = _field_getter(key)
         else:
             found = key_type or _returned(key) or str
             function = key
@@ -139,9 +139,7 @@ class Source(Generic[V, K]):
         return any(kind != "filter" for kind, _ in self.steps)
 
     def _with(self, step: Step, value_type: object) -> Source[V, K]:
-        return Source(
-            self.topics, (*self.steps, step), self.repartitions, value_type=value_type
-        )
+        return Source(self.topics, (*self.steps, step), self.repartitions, value_type=value_type)
 
     def _known_value_type(self, given: object, what: str) -> object:
         if given is not None:
@@ -389,7 +387,9 @@ def pack_headers(headers: HeadersInput) -> Headers:
     for name, data in pairs:
         wire = data.encode() if isinstance(data, str) else data
         if not isinstance(name, str) or not (wire is None or isinstance(wire, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise EncodeError(f"a header is a name with text, bytes or None: got {name!r}: {data!r}")
+            raise EncodeError(
+                f"a header is a name with text, bytes or None: got {name!r}: {data!r}"
+            )
         packed.append((name, wire))
     return tuple(packed)
 
@@ -440,7 +440,9 @@ def _returned(function: Callable[..., Any]) -> object:
 
 def _field_getter(field: str) -> Callable[[Any], Any]:
     def get(value: Any) -> Any:
-        return value[field] if isinstance(value, Mapping) else getattr(value, field)
+        if isinstance(value, Mapping):
+            return cast("Mapping[str, Any]", value)[field]
+        return getattr(value, field)
 
     return get
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -65,7 +65,8 @@ async def prepare(
     declarer = _Declarer(admin, declare, partitions, replicas)
     users = {topic.name: topic for topic in topics if not topic.internal}
     for agent in agents:
-        for topic in (*agent.topics, *(s for s in agent.sinks if isinstance(s, Topic))):
+        sinks = [cast("Topic[Any, Any]", s) for s in agent.sinks if isinstance(s, Topic)]
+        for topic in (*agent.topics, *sinks):
             if not topic.internal:
                 users[topic.name] = topic
     await declarer.declare([topic.spec() for topic in users.values()])
@@ -126,7 +127,9 @@ class _Declarer:
         for spec in specs:
             info = self.infos.get(spec.name)
             if info is None:
-                raise TopicError(f"topic {spec.name!r} was declared, and does not exist all the same")
+                raise TopicError(
+                    f"topic {spec.name!r} was declared, and does not exist all the same"
+                )
             if spec.partitions is not None and spec.partitions != info.partitions:
                 raise TopicError(
                     f"topic {spec.name!r} has {info.partitions} partitions on the broker, and "

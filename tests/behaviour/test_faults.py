@@ -13,7 +13,9 @@ import trickle.testing
 from trickle.transport.memory import CommitFault
 
 
-def counting_app() -> tuple[trickle.App, trickle.Topic[int, str], trickle.Topic[int, str], trickle.Table[str, int]]:
+def counting_app() -> tuple[
+    trickle.App, trickle.Topic[int, str], trickle.Topic[int, str], trickle.Table[str, int]
+]:
     app = trickle.App("app")
     source = app.topic("source", key=str, value=int, partitions=4)
     out = app.topic("out", key=str, value=int, partitions=4)
@@ -82,7 +84,10 @@ async def test_two_agents_on_one_topic_keep_a_position_each(mock_clock: MockCloc
     """The quick agent is ahead by 5 when the worker crashes; it repeats none of them."""
     app = trickle.App("app")
     source = app.topic("source", value=int, partitions=1)
-    fast, slow = app.topic("fast", value=int, partitions=1), app.topic("slow", value=int, partitions=1)
+    fast, slow = (
+        app.topic("fast", value=int, partitions=1),
+        app.topic("slow", value=int, partitions=1),
+    )
     gate = trio.Event()
 
     @app.agent(source)
@@ -149,7 +154,9 @@ async def test_settled_names_the_lane_that_waits(mock_clock: MockClock) -> None:
 
     async with trickle.testing.run(app) as t:
         await t.send(source, 1)
-        with pytest.raises(trickle.UsageError, match=r"agent 'sleepy', source \[0\], at offset 0 of 1"):
+        with pytest.raises(
+            trickle.UsageError, match=r"agent 'sleepy', source \[0\], at offset 0 of 1"
+        ):
             await t.settled()
         await t.advance(101)
         await t.settled()

@@ -40,7 +40,7 @@ CHUNK_MAX = 256
 BREATH_S = 0.005  # the longest that a lane works without letting other tasks run
 
 
-class OutOfPatience(Exception):  # noqa: N818 - a signal between a take and its lane, never seen
+class OutOfPatience(Exception):
     """The time that a group of events may wait for more is over."""
 
 

@@ -65,7 +65,7 @@ class Stream(Generic[V, K]):
         """Take the next item; ``keep`` joins it to the event in hand instead of settling that."""
         if keep:
             return await self._lane.advance(keep=True)
-        return await Stream.__anext__(self)
+        return await self.__anext__()
 
     def events(self) -> Stream[Event[V, K], K]:
         """Iterate events instead of values: with key, headers, timestamp and where from."""

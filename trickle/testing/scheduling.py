@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import trio
-from trio._core import _run
+from trio._core import _run  # pyright: ignore[reportPrivateUsage]
 
 from trickle.streams import Pace
 
@@ -34,13 +34,13 @@ def seeded_order(generator: random.Random) -> Generator[None, None, None]:
 
 
 class SeededPace(Pace):
-    """Lets others run after a few events, how many is the seed's choice: real time plays no part."""
+    """Lets others run after a few events, as many as the seed says: real time plays no part."""
 
     __slots__ = ("_random",)
 
     def __init__(self, generator: random.Random) -> None:
         super().__init__()
-        self._random = random.Random(generator.random())
+        self._random = random.Random(generator.random())  # noqa: S311 - to be repeatable
         self.size = 1
 
     async def breathe(self) -> None:

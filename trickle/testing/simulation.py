@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -34,7 +34,7 @@ K = TypeVar("K", default=Any)
 ROUNDS_MAX = 100_000
 
 
-class _Worker:
+class SimulatedWorker:
     """One simulated worker: its run, and its disk, which outlives it."""
 
     def __init__(self, number: int) -> None:
@@ -52,6 +52,9 @@ class Simulation:
         app: the app under test.
         broker: the memory broker, with further faults to inject.
         seed: of the order of tasks.
+        random: what the seed decides.
+        workers: the simulated workers.
+        producer: what :meth:`send` sends by.
     """
 
     def __init__(
@@ -60,41 +63,43 @@ class Simulation:
         self.app = app
         self.seed = seed
         self._clock = clock
-        self._random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - to be repeatable
         self.broker = MemoryBroker(seed=seed, now_ms=lambda: round(self._now() * 1000))
         self._nursery = nursery
         self._settings = settings
-        self._workers: list[_Worker] = []
-        self._producer: ProducerClient | None = None
+        self.workers: list[SimulatedWorker] = []
+        self.producer: ProducerClient | None = None
 
     def _now(self) -> float:
         return trio.current_time()
 
     @asynccontextmanager
-    async def _transport(self) -> AsyncGenerator[MemoryTransport, None]:
+    async def transport(self) -> AsyncGenerator[MemoryTransport, None]:
+        """Open the simulation's broker."""
         await trio.lowlevel.checkpoint()
         yield MemoryTransport(self.broker)
 
     # Workers
 
-    async def _start(self, worker: _Worker) -> None:
+    async def _start(self, worker: SimulatedWorker) -> None:
         worker.started, worker.ended = trio.Event(), trio.Event()
         self._nursery.start_soon(self._work, worker, name=f"worker {worker.number}")
         await self._until(worker.started)
 
-    async def _stop(self, worker: _Worker) -> None:
+    async def stop_worker(self, worker: SimulatedWorker) -> None:
+        """Let a worker drain, commit and leave."""
         if worker.run is not None:
             worker.run.stop()
         await self._until(worker.ended)
 
-    async def _work(self, worker: _Worker) -> None:
+    async def _work(self, worker: SimulatedWorker) -> None:
         resolved = self.app.resolve(
             broker="memory://testing", store="memory://", web=False, **self._settings
         )
         surroundings = Surroundings(
-            transport=self._transport,
+            transport=self.transport,
             store=lambda: MemoryStore(worker.disk),
-            make_pace=lambda: SeededPace(self._random),
+            make_pace=lambda: SeededPace(self.random),
             now=self._now,
             name=f"worker-{worker.number}",
         )
@@ -107,8 +112,9 @@ class Simulation:
             worker.run = None
             worker.ended.set()
 
-    def _runs(self) -> list[Run]:
-        return [worker.run for worker in self._workers if worker.run is not None]
+    def runs(self) -> list[Run]:
+        """Return the Runs that are alive, by worker."""
+        return [worker.run for worker in self.workers if worker.run is not None]
 
     # Sending and looking
 
@@ -134,7 +140,7 @@ class Simulation:
             partition: instead of the one that the key chooses.
             raw: the value's bytes as they are, whatever the topic's type.
         """
-        if self._producer is None:
+        if self.producer is None:
             raise UsageError("the simulation has ended: send inside `async with testing.run(…)`")
         stamp = timestamp if timestamp is not None else self._now()
         if raw:
@@ -146,7 +152,7 @@ class Simulation:
             )
         else:
             effect = topic.effect(cast("V", value), key, headers, stamp, partition)
-        return await self._producer.send(*effect)
+        return await self.producer.send(*effect)
 
     def sent(self, topic: Topic[V, K]) -> list[Event[V, K]]:
         """Return all committed records of a topic as events, in offset order per partition."""
@@ -177,7 +183,7 @@ class Simulation:
                     "Move the time by advance(), or end what the agent waits for"
                 )
             before = state
-            for live in self._runs():
+            for live in self.runs():
                 if live.committer is not None:
                     live.committer.hurry()
         raise UsageError("not settled after very many rounds: does an agent feed itself?")
@@ -186,7 +192,7 @@ class Simulation:
         """Say what has not been handled and committed."""
         waiting: list[str] = []
         held: set[TopicPartition] = set()
-        for live in self._runs():
+        for live in self.runs():
             if live.conductor is None or live.consumer is None or live.committer is None:
                 continue
             committed = live.consumer.positions()
@@ -205,20 +211,20 @@ class Simulation:
                 waiting.append("a commit is due")
             waiting += [
                 f"topic {topic} [{number}] is not assigned"
-                for topic, count in (live.topology.counts if live.topology else {}).items()
+                for topic, count in _counts(live).items()
                 for number in range(count)
-                if TopicPartition(topic, number) not in held and len(self._runs()) == 1
+                if TopicPartition(topic, number) not in held and len(self.runs()) == 1
             ]
         return waiting
 
     def _state(self) -> object:
         lanes = [
             (lane.agent, lane.partition, lane.number, tuple(lane.settled_positions().items()))
-            for live in self._runs()
+            for live in self.runs()
             if live.conductor is not None
             for lane in live.conductor.lanes()
         ]
-        commits = [live.committer.count for live in self._runs() if live.committer is not None]
+        commits = [live.committer.count for live in self.runs() if live.committer is not None]
         ends = [log.high for topic in self.broker.topics().values() for log in topic.logs]
         return (lanes, commits, ends)
 
@@ -265,7 +271,7 @@ class Simulation:
         Args:
             worker: which one, where there are several.
         """
-        victim = self._workers[worker]
+        victim = self.workers[worker]
         if victim.run is not None:
             victim.run.cancel()
         await self._until(victim.ended)
@@ -278,14 +284,14 @@ class Simulation:
         Args:
             workers: how many workers there are from now on; as many as before where left out.
         """
-        if workers is None or workers == len(self._workers):
+        if workers is None or workers == len(self.workers):
             self.broker.rebalance(self.app.id)
-        while workers is not None and workers > len(self._workers):
-            worker = _Worker(len(self._workers))
-            self._workers.append(worker)
+        while workers is not None and workers > len(self.workers):
+            worker = SimulatedWorker(len(self.workers))
+            self.workers.append(worker)
             await self._start(worker)
-        while workers is not None and workers < len(self._workers):
-            await self._stop(self._workers.pop())
+        while workers is not None and workers < len(self.workers):
+            await self.stop_worker(self.workers.pop())
         await wait_all_tasks_blocked()
 
     # What agents' tables and topics find outside of events
@@ -294,7 +300,7 @@ class Simulation:
         """Return the shards of a table that the workers hold."""
         return [
             shard
-            for live in self._runs()
+            for live in self.runs()
             if live.tables is not None
             for shard in live.tables.shards_of(table)
         ]
@@ -306,30 +312,34 @@ class _Outlet:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
 
-    def _producer(self) -> Any:
-        for live in self._simulation._runs():
+    def _client(self) -> Any:
+        for live in self._simulation.runs():
             if live.producer is not None:
                 return live.producer
         raise UsageError("no simulated worker is running")
 
     async def send(self, effect: Effect) -> RecordMetadata:
-        metadata: RecordMetadata = await self._producer().send(effect)
+        metadata: RecordMetadata = await self._client().send(effect)
         return metadata
 
     def send_nowait(self, effect: Effect) -> None:
-        self._producer().send_nowait(effect)
+        self._client().send_nowait(effect)
 
     async def send_all(self, effects: Iterable[Effect]) -> int:
-        count: int = await self._producer().send_all(effects)
+        count: int = await self._client().send_all(effects)
         return count
 
     def partitions(self, topic: str) -> int | None:
-        count: int | None = self._producer().partitions(topic)
+        count: int | None = self._client().partitions(topic)
         return count
 
     def record_bytes_max(self, topic: str) -> int | None:
-        size: int | None = self._producer().record_bytes_max(topic)
+        size: int | None = self._client().record_bytes_max(topic)
         return size
+
+
+def _counts(live: Run) -> Mapping[str, int]:
+    return live.topology.counts if live.topology is not None else {}
 
 
 @asynccontextmanager
@@ -356,9 +366,9 @@ async def run(
     try:
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             simulation = Simulation(app, clock, seed, nursery, settings)
-            stack.enter_context(seeded_order(simulation._random))
-            transport = await stack.enter_async_context(simulation._transport())
-            simulation._producer = await stack.enter_async_context(
+            stack.enter_context(seeded_order(simulation.random))
+            transport = await stack.enter_async_context(simulation.transport())
+            simulation.producer = await stack.enter_async_context(
                 transport.producer(ProducerOptions())
             )
             outlet = OUTLET.set(_Outlet(simulation))
@@ -366,11 +376,11 @@ async def run(
             try:
                 await simulation.rebalance(workers=workers)
                 yield simulation
-                for worker in reversed(simulation._workers):
-                    await simulation._stop(worker)
+                for worker in reversed(simulation.workers):
+                    await simulation.stop_worker(worker)
             except BaseException:
                 # Nobody moves the clock any more, which a drain might need.
-                for live in simulation._runs():
+                for live in simulation.runs():
                     live.cancel()
                 raise
             finally:
