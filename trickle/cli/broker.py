@@ -65,14 +65,13 @@ async def require_topic(admin: Admin, name: str, app: App) -> TopicInfo:
     return found[name]
 
 
-def check_partition(info: TopicInfo, partition: int | None) -> None:
-    """Check an argument ``--partition`` against the topic.
+def check_partition(topic: str, count: int, partition: int | None) -> None:
+    """Check an argument ``--partition`` against a topic's partition count.
 
     Raises:
         UsageError: the topic has no such partition.
     """
-    if partition is not None and not 0 <= partition < info.partitions:
+    if partition is not None and not 0 <= partition < count:
         raise UsageError(
-            f"--partition {partition}: topic {info.name!r} has the partitions 0 to "
-            f"{info.partitions - 1}"
+            f"--partition {partition}: topic {topic!r} has the partitions 0 to {count - 1}"
         )

@@ -37,7 +37,7 @@ def load_app(path: str) -> App:
         ConfigurationError: the module raises while it is imported.
     """
     match = _PATH.fullmatch(path)
-    if match is None:
+    if match is None or match["module"].endswith(".py"):
         raise UsageError(f"the app path {path!r} cannot be read: {_guess(path)}")
     here = os.getcwd()
     if here not in sys.path:

@@ -70,6 +70,8 @@ def send(
     app = get_state(context).app()
     known = find_topic(app, topic, agents=True)
     keys, values = wires(known)
+    if known is not None and known.partitions is not None:
+        check_partition(known.name, known.partitions, partition)
     from_stdin = value == "-"
     request = _Request(
         topic=known.name if known is not None else topic,
@@ -105,7 +107,7 @@ async def _send_all(app: App, request: _Request, output: Output) -> None:
     settings = app.resolve().settings
     async with open_broker(settings) as transport:
         info = await _topic_info(app, transport.admin, request)
-        check_partition(info, request.partition)
+        check_partition(info.name, info.partitions, request.partition)
         async with transport.producer(ProducerOptions()) as producer:
             async for value in _values(request):
                 for _ in range(request.repeat):

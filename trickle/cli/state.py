@@ -48,7 +48,7 @@ class State:
             UsageError: no app was named, or it cannot be found.
             ConfigurationError: its module fails.
         """
-        path = path or self.app_path
+        path = self.app_path if path is None else path
         if path is None:
             raise UsageError(
                 "which app? write -A MODULE:ATTRIBUTE before the command, or set TRICKLE_APP; "

@@ -66,7 +66,7 @@ class _Reading(msgspec.Struct, frozen=True):
 async def _tail(app: App, known: Topic[Any, Any] | None, reading: _Reading, output: Output) -> None:
     async with open_broker(app.resolve().settings) as transport:
         info = await require_topic(transport.admin, reading.topic, app)
-        check_partition(info, reading.partition)
+        check_partition(info.name, info.partitions, reading.partition)
         numbers = range(info.partitions) if reading.partition is None else (reading.partition,)
         partitions = [TopicPartition(reading.topic, number) for number in numbers]
         marks = await transport.admin.watermarks(partitions)

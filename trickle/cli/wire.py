@@ -54,7 +54,7 @@ class Wire:
             if msgspec.json.decode(data) is None:
                 return None
             return codec_for(self._type, "json", what=what).decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, CodecError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, CodecError) as error:
             name = self._codec.type_name if self._codec is not None else "JSON"
             raise UsageError(
                 f"{what} is no {name}, written as JSON: {_quoted(text)}: {error}"
@@ -85,7 +85,7 @@ class Wire:
             if self._codec.serializer == "json":
                 return msgspec.json.decode(data)
             return msgspec.to_builtins(self._codec.decode(data), str_keys=True)
-        except (msgspec.MsgspecError, CodecError, TypeError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, CodecError, TypeError, RecursionError, UnicodeDecodeError):
             return text_of(data)
 
 
