@@ -127,7 +127,7 @@ class Environment:
         try:
             env = _open_lmdb(directory, map_bytes)
             try:
-                databases = _databases(env, directory) or _make(env, directory, timeout)
+                databases = _open_databases(env, directory, timeout, made=_is_made(env, directory))
                 opened = cls(directory, env, in_use, databases)
                 opened._check_marker()
             except BaseException:
@@ -365,47 +365,52 @@ def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
     return env
 
 
-def _databases(env: lmdb.Environment, directory: Path) -> Databases | None:
-    """Open the named databases; None where the log is not made yet.
+def _is_made(env: lmdb.Environment, directory: Path) -> bool:
+    """Tell whether the named databases are there, and nobody else's.
 
     By a read transaction: a write transaction would wait for LMDB's lock, without a limit.
     """
     try:
         with env.begin() as txn:
-            names = [bytes(name) for name, _ in txn.cursor()]
-            if set(names) - set(_NAMES):
-                raise ConfigurationError(
-                    f"broker='lmdb://{directory}' cannot be used: it holds another program's "
-                    "LMDB database. Name another directory"
-                )
-            if not names:
-                return None
-            meta, heads, log, offsets = (
-                env.open_db(name, txn=txn, create=False) for name in _NAMES
-            )
-            return meta, heads, log, offsets
+            names = {bytes(name) for name, _ in txn.cursor()}
     except lmdb.Error as error:
         raise explain(directory, str(error)) from error
+    if names - set(_NAMES):
+        raise ConfigurationError(
+            f"broker='lmdb://{directory}' cannot be used: it holds another program's "
+            "LMDB database. Name another directory"
+        )
+    return bool(names)
 
 
-def _make(env: lmdb.Environment, directory: Path, timeout: float) -> Databases:
-    """Make the databases and the marker, in one transaction."""
-    if (directory / "FORMAT").exists():
+def _open_databases(
+    env: lmdb.Environment, directory: Path, timeout: float, *, made: bool
+) -> Databases:
+    """Open the named databases; in a new log make them and the marker, in one transaction.
+
+    Handles opened in a read transaction end with it, so this takes a write transaction, behind the
+    gate, where one that changes nothing costs nothing.
+    """
+    if not made and (directory / "FORMAT").exists():
         raise explain(directory, "data.mdb is empty, where FORMAT speaks of a log")
     gate = Gate(directory)
     deadline = time.monotonic() + timeout
     if not gate.enter(lambda: time.monotonic() < deadline):
         raise BrokerUnavailable(
-            f"the embedded log in {directory} could not be made for {timeout:g} s: process "
+            f"the embedded log in {directory} could not be opened for {timeout:g} s: process "
             f"{gate.holder()} is inside a write"
         )
     try:
         with env.begin(write=True) as txn:
             meta, heads, log, offsets = (env.open_db(name, txn=txn) for name in _NAMES)
-            if txn.get(_MARKER, db=meta) is None:  # another process may have been faster
+            if (
+                not made and txn.get(_MARKER, db=meta) is None
+            ):  # another process may have been faster
                 marker = Marker(identity=secrets.token_hex(8))
                 txn.put(_MARKER, msgspec.json.encode(marker), db=meta)
     except lmdb.Error as error:
+        if made:
+            raise explain(directory, str(error)) from error
         raise TransportError(f"no embedded log can be made in {directory}: {error}") from error
     finally:
         gate.leave()
