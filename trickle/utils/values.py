@@ -78,7 +78,7 @@ def integer(low: int, high: int | None = None) -> Kind:
 
 def duration(low: float, high: float = math.inf) -> Kind:
     """Seconds as a number, or a timedelta; never below the bound, always finite."""
-    bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:,g}"
     expected = f"seconds (a number or a timedelta), {bounds}"
 
     def of_value(value: object) -> float:
@@ -118,13 +118,13 @@ def choice(*allowed: str) -> Kind:
 
 
 def text() -> Kind:
-    """Text that is not empty and holds no control characters."""
-    expected = "text"
+    """Text that is not empty and holds no control characters; blanks around it are dropped."""
+    expected = "text that is not empty, without control characters"
 
     def of_value(value: object) -> str:
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise ValueError(expected)
-        return value
+        return value.strip()
 
     return Kind(expected, of_value, of_value)
 
