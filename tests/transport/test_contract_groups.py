@@ -226,7 +226,7 @@ async def test_an_error_in_the_block_comes_out_as_it_is(transport: Transport) ->
     topic = await declared(transport, 1)
     listener = Listener()
     with trio.fail_after(LIMIT):
-        with pytest.raises(LookupError, match="mine"):  # noqa: PT012
+        with pytest.raises(LookupError, match="mine"):
             async with joined(transport, unique("group"), topic, listener=listener):
                 await listener.until_held(1)
                 raise LookupError("mine")

@@ -165,7 +165,7 @@ class MemoryBroker:
                 "it needs at least 1"
             )
         self._topics[spec.name] = Topic(spec, partitions)
-        self._topic_changed(spec.name)
+        self.notify()
 
     def delete(self, name: str) -> None:
         """Delete a topic with its records; committed offsets stay, as on Kafka they do a while."""
@@ -173,13 +173,7 @@ class MemoryBroker:
         if topic is not None:
             topic.deleted = True
             topic.wake()
-            self._topic_changed(name)
-
-    def _topic_changed(self, name: str) -> None:
-        for group in self._groups.values():
-            if any(name in member.topics for member in group.members.values()):
-                group.rebalance(trio.current_time())
-        self.notify()
+            self.notify()
 
     def topics(self) -> Mapping[str, Topic]:
         """Return all topics by name."""

@@ -65,18 +65,13 @@ class _Positions:
             skipped: partitions to leave out.
             to_end: a position that passed the last record moves to the high watermark.
         """
+        self._check_topics(self._topics.values())
         batches: list[RecordBatch] = []
         after: dict[TopicPartition, int] = {}  # counts if no partition fails
         for partition, position in self._positions.items():
             if partition in skipped:
                 continue
-            topic = self._topics[partition.topic]
-            if topic.deleted:
-                raise TopicError(
-                    f"topic {partition.topic!r} was deleted while it was read: "
-                    "declare it again and start anew"
-                )
-            log = topic.logs[partition.partition]
+            log = self._topics[partition.topic].logs[partition.partition]
             self._broker.check_position(log, position)
             batch = log.read(position) if position < log.high else None
             if batch is not None:
@@ -89,6 +84,14 @@ class _Positions:
         if len(batches) > 1:
             self._broker.random.shuffle(batches)
         return batches
+
+    def _check_topics(self, topics: Iterable[Topic]) -> None:
+        for topic in topics:
+            if topic.deleted:
+                raise TopicError(
+                    f"topic {topic.name!r} was deleted while it was read: "
+                    "declare it again and start anew"
+                )
 
     async def _wait(self) -> None:
         """Wait until something has changed since the last look."""
@@ -129,8 +132,7 @@ class MemoryConsumer(_Positions):
         self, broker: MemoryBroker, options: ConsumerOptions, listener: RebalanceListener
     ) -> None:
         super().__init__(broker)
-        for topic in options.topics:
-            broker.topic(topic)
+        self._subscribed = [broker.topic(topic) for topic in options.topics]
         self._options = options
         self._listener = listener
         self._group = broker.group(options.group)
@@ -239,6 +241,7 @@ class MemoryConsumer(_Positions):
         """Wait for records of the partitions that are held and not paused."""
         await trio.sleep(self._broker.fetch_delay)
         while True:
+            self._check_topics(self._subscribed)  # in a rebalance none of them is read
             batches = self._take(self._paused, to_end=False)
             if batches:
                 return batches

@@ -2,7 +2,7 @@
 
 The rebalance is eager, as Kafka's classic protocol has it:
 
-1. Something changes: a member joins, leaves or is given up, a topic appears, somebody asks for it.
+1. Something changes: a member joins, leaves or is given up, or somebody asks for it.
    The group is now *preparing*. The generation stays, so commits for it still succeed.
 2. Each member gives its whole assignment back (its listener's ``revoked`` is awaited), and then
    *rejoins*. A member that has not done so within ``rebalance_timeout`` is given up.

@@ -137,9 +137,12 @@ class PartitionLog:
     def _mark(self, now_ms: int) -> None:
         if self.policy.retention_ms is None and not self.policy.compacting:
             return
-        horizon = self.policy.retention_ms or TOMBSTONE_RETENTION_MS
-        if not self._marks or now_ms - self._marks[-1][0] > horizon // _MARKS_MAX:
+        if not self._marks or now_ms - self._marks[-1][0] > self._grain_ms():
             self._marks.append((now_ms, self.high))
+
+    def _grain_ms(self) -> int:
+        """Return how long after a mark records may still have been appended without another."""
+        return (self.policy.retention_ms or TOMBSTONE_RETENTION_MS) // _MARKS_MAX
 
     # Forgetting
 
@@ -153,11 +156,10 @@ class PartitionLog:
 
     def _appended_before(self, time_ms: int) -> int:
         """Return an offset below which all was appended before the time, as far as is known."""
-        marks = self._marks
-        # What follows a mark was appended before the next one: the first may go with its records.
-        while len(marks) > 1 and marks[1][0] <= time_ms:
+        marks, grain = self._marks, self._grain_ms()
+        while marks and marks[0][0] + grain <= time_ms:
             marks.popleft()
-        return marks[0][1] if marks else 0
+        return marks[0][1] if marks else self.high
 
     def delete_before(self, offset: int) -> None:
         """Delete the records below an offset: the low watermark moves."""
@@ -174,8 +176,8 @@ class PartitionLog:
 
     def compact(self, now_ms: int) -> None:
         """Keep the newest record of each key, and those without a key; offsets stay."""
-        settled = 0
-        if self.policy.retention_ms is None:
+        settled = 0  # the offset below which deletions have been kept long enough
+        if self.policy.compacting and self.policy.retention_ms is None:
             settled = self._appended_before(now_ms - TOMBSTONE_RETENTION_MS)
         kept = self._records[self._hidden :]
         newest = {record.key: record.offset for record in kept}
@@ -226,7 +228,9 @@ class PartitionLog:
     def step_back(self, position: int, count: int) -> int:
         """Return the position so many records before another, no lower than the first kept."""
         index = max(self._hidden, self.find(position) - count)
-        return min(position, self._records[index].offset) if len(self) else position
+        if index == len(self._records):
+            return position
+        return min(position, self._records[index].offset)
 
 
 def _offset(record: Record) -> int:
