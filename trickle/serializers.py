@@ -26,7 +26,7 @@ back, yet msgspec does not look at a Struct's fields when one is made. So:
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import import_module
 from itertools import chain, cycle, repeat
 from typing import Any, NoReturn, cast
@@ -35,7 +35,6 @@ import msgspec
 import msgspec.json
 import msgspec.msgpack
 import msgspec.yaml
-import yaml
 
 from trickle.exceptions import ConfigurationError, DecodeError, EncodeError
 from trickle.types import Codec
@@ -351,34 +350,32 @@ def _msgpack(form: Any, inner: Any, what: str) -> _Format:
 
 def _yaml(form: Any, inner: Any, what: str) -> _Format:
     _supported(form, "yaml", what, lambda: None)
+    # Loaded here, as few programs need it; that also keeps its missing types in this function.
+    yaml: Any = import_module("yaml")
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    def check(data: bytes) -> None:
+        """Refuse what makes a small document large, or a parser run out of stack.
+
+        Aliases let ten lines stand for a billion values once they are converted; libyaml's
+        binding recurses in C for each level. Events are read without either.
+        """
+        depth = 0
+        for event in yaml.parse(data, Loader=loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("YAML aliases are not taken from records")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > _YAML_DEPTH_MAX:
+                    raise ValueError(f"it is nested more than {_YAML_DEPTH_MAX} levels deep")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
 
     def decode(data: bytes) -> Any:
-        _check_yaml(data)
+        check(data)
         return msgspec.yaml.decode(data, type=form)
 
     return _Format(msgspec.yaml.encode, decode, frozenset())
-
-
-_YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_yaml_events = cast("Callable[..., Iterable[object]]", yaml.parse)  # untyped in the stubs
-
-
-def _check_yaml(data: bytes) -> None:
-    """Refuse what makes a small document large, or a parser run out of stack.
-
-    Aliases let ten lines stand for a billion values once they are converted; libyaml's binding
-    recurses in C for each level. Events are read without either.
-    """
-    depth = 0
-    for event in _yaml_events(data, Loader=_YamlLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("YAML aliases are not taken from records")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _YAML_DEPTH_MAX:
-                raise ValueError(f"it is nested more than {_YAML_DEPTH_MAX} levels deep")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 def _raw(form: Any, inner: Any, what: str) -> _Format:
