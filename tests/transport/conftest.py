@@ -13,13 +13,14 @@ import pytest
 from tests.kafka_broker import KafkaBroker
 from tests.transport.helpers import unique
 from trickle.transport import open_transport
-from trickle.transport.contract import Transport
-from trickle.transport.memory import MemoryBroker
+from trickle.transport.contract import TopicSpec, Transport
+from trickle.transport.memory import MemoryBroker, MemoryTransport
 
 DRIVERS = [
     "memory",
     "markers",
     "lmdb",
+    pytest.param("kafka", marks=pytest.mark.kafka),
 ]
 
 
@@ -42,3 +43,14 @@ async def transport(transport_url: str) -> AsyncGenerator[Transport, None]:
     """Give a broker, opened."""
     async with open_transport(transport_url) as opened:
         yield opened
+
+
+@pytest.fixture
+async def memory() -> AsyncGenerator[MemoryTransport, None]:
+    """Give a private broker with a topic of two partitions."""
+    transport = MemoryTransport(MemoryBroker(seed=1))
+    await transport.admin.declare([TopicSpec(name="topic", partitions=2)])
+    yield transport
+    for topic in transport.broker.topics().values():
+        assert not topic.watchers, "every client says that it reads no more"
+    assert not transport.broker.group("group").pending

@@ -86,7 +86,9 @@ class KafkaAdmin:
         if not names:
             return {}
         found: dict[str, TopicInfo] = {}
-        wanted = sorted(set(names))
+        wanted = sorted(set(names) - {""})
+        if not wanted:
+            return {}
         answers = self._client.describe_topics(TopicCollection(wanted), request_timeout=timeout)
         described: dict[str, Any] = {}
         for name, future in answers.items():
@@ -149,7 +151,12 @@ class KafkaAdmin:
                 )
                 for spec in missing.values()
             ]
-            answers = self._client.create_topics(new, request_timeout=_left(deadline))
+            try:
+                answers = self._client.create_topics(new, request_timeout=_left(deadline))
+            except (TypeError, ValueError) as wrong:
+                raise TopicError(
+                    f"the topics {sorted(missing)} could not be declared: {wrong}"
+                ) from wrong
             for name, future in answers.items():
                 try:
                     future.result(_left(deadline))

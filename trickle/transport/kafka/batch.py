@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaBatch", "merge", "split"]
 
-_OVERHEAD_BYTES = 250  # of one message beyond its value, in Python and in librdkafka, about
+_OVERHEAD_BYTES = 250  # of one message beyond key and value, in Python and in librdkafka, about
 
 # The stubs make every accessor optional, for a message may be an error; those are sorted out first.
 _partition_of = cast("Callable[[Message], int]", Message.partition)
@@ -38,7 +38,11 @@ class KafkaBatch:
         self.topic = _topic_of(last)
         self.partition = _partition_of(last)
         self.next_offset = cast("int", last.offset()) + 1
-        self.size_bytes = sum(map(len, messages)) + _OVERHEAD_BYTES * len(messages)
+        keys = filter(None, map(Message.key, messages))
+        # The length of a message is that of its value.
+        self.size_bytes = (
+            sum(map(len, messages)) + sum(map(len, keys)) + _OVERHEAD_BYTES * len(messages)
+        )
 
     def __len__(self) -> int:
         return len(self.messages)

@@ -7,12 +7,16 @@ it, and it cannot keep the process.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 import warnings
 from typing import Protocol
 
+from confluent_kafka import KafkaException
+
 __all__ = ["bury"]
+
+logger = logging.getLogger("trickle.transport.kafka")
 
 # A failed transaction cannot be aborted: the client warns of what is the very reason to close it.
 _NO_ABORT = "Producer abort_transaction failed during close"
@@ -29,5 +33,9 @@ def bury(client: _Closable) -> None:
 
 
 def _close(client: _Closable) -> None:
-    with contextlib.suppress(RuntimeWarning):  # where a filter made the warning an error
+    try:
         client.close()
+    except (KafkaException, RuntimeWarning) as error:
+        # Its last transaction failed: that was said where it mattered. Or a filter has made the
+        # warning above an error.
+        logger.debug("while a client was closed: %r", error)

@@ -121,6 +121,9 @@ class KafkaConsumer:
             BrokerUnavailable: no answer in time.
         """
         self._check()
+        if not offsets:
+            await trio.lowlevel.checkpoint()
+            return
         await self._call(
             f"committing offsets of group {self._options.group!r}",
             self.owner.commit, as_partitions(offsets),
@@ -202,8 +205,8 @@ class KafkaConsumer:
 
     async def _tell(self, kind: Kind, partitions: frozenset[TopicPartition]) -> None:
         if kind == "assigned":
-            self._told = partitions
             await self._listener.assigned(partitions)
+            self._told = partitions
             return
         self._told = frozenset()
         if kind == "revoked":
@@ -319,10 +322,7 @@ async def open_consumer(
 
 def as_partitions(offsets: Mapping[TopicPartition, CommittedOffset]) -> list[Partition]:
     """Return offsets as the client takes them."""
-    return [
-        Partition(tp.topic, tp.partition, at.offset, at.metadata or None)
-        for tp, at in offsets.items()
-    ]
+    return [Partition(tp.topic, tp.partition, at.offset, at.metadata) for tp, at in offsets.items()]
 
 
 def _nothing() -> None:

@@ -219,9 +219,11 @@ class TransactionalProducer(KafkaProducer):
         self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
     ) -> Mapping[TopicPartition, int]:
         """Make all that was produced, and the offsets, one durable whole."""
+        if offsets and member is None and self._options.group is None:
+            raise UsageError(
+                "committing offsets needs a group: pass member, or ProducerOptions.group"
+            )
         metadata = member.metadata if isinstance(member, KafkaMember) else None
-        if offsets and metadata is None:
-            raise UsageError("committing offsets needs the membership: pass the consumer's member")
         content = self._content
         await self._end(self._transactions.commit, content, as_partitions(offsets), metadata)
         return self._take_ends()

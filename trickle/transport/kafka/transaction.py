@@ -28,9 +28,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from trickle.exceptions import CommitFailed, ProducerFenced, TransportError
+from trickle.transport.contract import ConsumerOptions
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import FENCED, error_of, failed, refused_by, said
@@ -94,6 +95,7 @@ class Transactions:
         self.client: Producer
         self.broken = True
         self._rival: ProducerFenced | None = None
+        self._bare: object = None
         self._config = config
         self._options = options
         self._log = log
@@ -128,6 +130,7 @@ class Transactions:
         deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
         try:
             if offsets:
+                metadata = metadata or self._bare_metadata()
                 _retry(deadline, client.send_offsets_to_transaction, offsets, metadata)
             _retry(deadline, client.commit_transaction)
             self._begin()
@@ -160,6 +163,20 @@ class Transactions:
             # The broker ends it after the transaction's timeout, or a successor does.
             self._log.error(error_of(raised))
         self.client.close()
+
+    def _bare_metadata(self) -> object:
+        """Return the metadata of a consumer of the group that has not joined: no member is checked.
+
+        For programs that write a group's offsets from outside it.
+        """
+        if self._bare is None:
+            settings = self._config.consumer(
+                ConsumerOptions(group=self._options.group or "", topics=())
+            )
+            consumer = Consumer({**settings, "logger": self._log})
+            self._bare = consumer.consumer_group_metadata()
+            bury(consumer)
+        return self._bare
 
     def _begin(self) -> None:
         self.client.begin_transaction()
