@@ -270,10 +270,15 @@ def show(
     console: Console, what: str, found: Mapping[str, Delays], names: Mapping[str, str]
 ) -> None:
     """Print a table of delays, the largest first."""
-    table = Table(title=f"Flights from New York in 2013, by {what}", title_justify="left")
+    table = Table(
+        title=f"Flights from New York in 2013, by {what}",
+        caption="delay: minutes on average; late: by more than an hour",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column(what)
     table.add_column("name", no_wrap=True)
-    for title in ("flights", "arrived", "avg (min)", "> 1 h late"):
+    for title in ("flights", "arrived", "delay", "late"):
         table.add_column(title, justify="right")
     for code, delays in sorted(found.items(), key=lambda item: -item[1].flights):
         table.add_row(

@@ -136,23 +136,37 @@ class Place:
         """Return a table's keys and values."""
         return {line["key"]: line["value"] for line in self.trickle("get", name, "--json")}
 
-    def topic(self, name: str) -> dict[int, list[tuple[str, int, int]]]:
-        """Return key, row and timestamp (ms) of the committed records of each partition."""
+    def topic(self, name: str) -> Topic:
+        """Return the committed records of each partition."""
         if self.broker is not None:
             return kafka_topic(self.broker, name)
-        found: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+        found: Topic = defaultdict(list)
         for line in self.trickle("tail", name, "--from-beginning", "--no-follow", "--json"):
             value = line["value"]
-            flight = json.loads(value) if isinstance(value, str) else value
             found[line["partition"]].append(
-                (line["key"], flight["row"], round(line["timestamp"] * 1000))
+                Seen(
+                    line["key"],
+                    json.loads(value) if isinstance(value, str) else value,
+                    round(line["timestamp"] * 1000),
+                )
             )
         return found
 
 
-def kafka_topic(broker: KafkaBroker, name: str) -> dict[int, list[tuple[str, int, int]]]:
+class Seen(NamedTuple):
+    """A record as it was found; the stamp is POSIX milliseconds."""
+
+    key: str
+    value: dict[str, Any]
+    stamp: int
+
+
+Topic = dict[int, list[Seen]]
+
+
+def kafka_topic(broker: KafkaBroker, name: str) -> Topic:
     """Read a topic by a plain client, committed records only."""
-    found: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+    found: Topic = defaultdict(list)
     consumer = Consumer(
         {
             "bootstrap.servers": broker.address,
@@ -176,31 +190,34 @@ def kafka_topic(broker: KafkaBroker, name: str) -> dict[int, list[tuple[str, int
                 key, value = message.key(), message.value()
                 assert key is not None
                 assert value is not None
-                row = json.loads(value)["row"]
-                found[number].append((bytes(key).decode(), row, message.timestamp()[1]))
+                found[number].append(
+                    Seen(bytes(key).decode(), json.loads(value), message.timestamp()[1])
+                )
     finally:
         consumer.close()
     return found
 
 
+FIELDS = ("flights", "arrived", "minutes", "late")
+
+
 def check(place: Place, expected: Figures) -> None:
-    """Compare tables and topics with the CSV, and look at what a person sees."""
+    """Compare tables, changelogs and topics with the CSV."""
     for name, figures in (("by_carrier", expected.carriers), ("by_airport", expected.airports)):
         table = place.table(name)
-        found = {
-            key: [value[field] for field in ("flights", "arrived", "minutes", "late")]
-            for key, value in table.items()
-        }
-        assert found == figures
+        changelog = place.topic(f"flights-{name}-changelog")
+        folded = {seen.key: seen.value for records in changelog.values() for seen in records}
+        assert table == folded
+        assert {key: [value[f] for f in FIELDS] for key, value in table.items()} == figures
         for value in table.values():
             assert value["average"] == pytest.approx(value["minutes"] / value["arrived"], abs=0.006)
     for name, figures in (("flights", expected.rows), ("late", expected.late)):
-        found_rows: dict[str, list[int]] = defaultdict(list)
+        found: dict[str, list[int]] = defaultdict(list)
         for records in place.topic(name).values():
-            for key, row, stamp in records:
-                found_rows[key].append(row)
-                assert stamp == expected.stamps[row]
-        assert found_rows == figures
+            for seen in records:
+                found[seen.key].append(seen.value["row"])
+                assert seen.stamp == expected.stamps[seen.value["row"]]
+        assert found == figures
     (answer,) = place.trickle("get", "by_carrier", "AA", "--json")
     assert answer["value"]["flights"] == expected.carriers["AA"][0]
 
@@ -208,7 +225,7 @@ def check(place: Place, expected: Figures) -> None:
 def finish_and_check(place: Place, expected: Figures) -> None:
     output = place.finish()
     check(place, expected)
-    for code, (flights, arrived, minutes, late) in {**expected.carriers}.items():
+    for code, (flights, arrived, minutes, late) in expected.carriers.items():
         (line,) = [line for line in output.splitlines() if f" {code} " in line]
         for figure in (f"{flights:,}", f"{arrived:,}", f"{minutes / arrived:.1f}", f"{late:,}"):
             assert f" {figure} " in line
