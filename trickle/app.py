@@ -364,8 +364,8 @@ class App:
             return
         if known is not None:
             raise DefinitionError(
-                f"two regroupings are named {repartition.name!r}: give one another name=, or make "
-                "it once and let both agents read it"
+                f"there are two internal agents {repartition.name!r}: give one group_by or through "
+                "another name=, or make it once and let both agents read it"
             )
         self._repartitions[repartition.name] = repartition
         if repartition.target.internal:

@@ -218,7 +218,7 @@ class Run(Service):
         self.topology = await prepare(
             transport.admin,
             agents=agents,
-            topics=app.topics.values() if not self._client else (),
+            topics=app.topics.values(),
             tables=tables if not self._client else (),
             declare=settings.declare_topics,
             partitions=settings.partitions,

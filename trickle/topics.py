@@ -125,12 +125,13 @@ class Source(Generic[V, K]):
             retention=-1,
             internal=True,
         )
-        step = Repartition(name, cast("Source[Any, Any]", self), target, function, owned=True)
+        agent = f"{name}-repartition"  # a name that no function can have
+        step = Repartition(agent, cast("Source[Any, Any]", self), target, function, owned=True)
         return Source((target,), (), (*self.repartitions, step), value_type=value)
 
     def through(self, topic: Topic[V2, K2], *, name: str | None = None) -> Source[V2, K2]:
         """Send the events to a topic of the user's, by their keys, and go on from there."""
-        name = name or f"through-{topic.name}"
+        name = f"{name or topic.name}-through"
         step = Repartition(name, cast("Source[Any, Any]", self), topic, None, owned=False)
         return Source((topic,), (), (*self.repartitions, step), value_type=topic.value_type)
 
