@@ -86,7 +86,9 @@ def _number(topic: str, config: Mapping[str, str], name: str, default: int) -> i
 def record_size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     """Return what counts against ``max.message.bytes``."""
     size = len(key or b"") + len(value or b"") + OVERHEAD_BYTES
-    return size + sum(len(name) + len(data or b"") for name, data in headers)
+    for name, data in headers:
+        size += len(name) + len(data or b"")
+    return size
 
 
 class PartitionLog:
