@@ -115,15 +115,18 @@ class Agent(Generic[V, K]):
                 lane.undo()
                 await self._failed(lane, error, sensor)
 
-    async def refuse(self, lane: Lane, record: Record, error: TrickleError) -> None:
+    async def refuse(
+        self, lane: Lane, record: Record, error: TrickleError, *, sensor: Sensor
+    ) -> None:
         """Apply the policy to a record that cannot become an event (see :class:`Lane`)."""
         policy = self._settled_policy()
+        sensor.event_failed(self.name, record.partition)
         if isinstance(policy, Stop):
             _locate(error, self.name, [record])
             raise error
         if isinstance(policy, DeadLetter):
             self._bury(lane, record, error)
-        self._log(record, error, policy)
+        self._passed_over(record, error, policy, sensor)
 
     # One call of the user's function
 
@@ -220,7 +223,7 @@ class Agent(Generic[V, K]):
         for record in records:
             if isinstance(policy, DeadLetter):
                 self._bury(lane, record, error)
-            self._log(record, error, policy)
+            self._passed_over(record, error, policy, sensor)
         lane.finish()
 
     def _settled_policy(self) -> Stop | Skip | DeadLetter:
@@ -234,7 +237,14 @@ class Agent(Generic[V, K]):
         stamp = record.timestamp_ms if record.timestamp_ms >= 0 else None
         lane.stage(self.dead_letters.effect_of_bytes(record.key, record.value, headers, stamp))
 
-    def _log(self, record: Record, error: Exception, policy: Skip | DeadLetter) -> None:
+    def _passed_over(
+        self, record: Record, error: Exception, policy: Skip | DeadLetter, sensor: Sensor
+    ) -> None:
+        """Say that an event did not happen: in the log and to the sensors."""
+        if isinstance(policy, DeadLetter):
+            sensor.event_dead_lettered(self.name, record.partition)
+        else:
+            sensor.event_skipped(self.name, record.partition)
         to = self.dead_letters.name if self.dead_letters is not None else ""
         logger.warning(
             "agent %s: %s %s: %s",

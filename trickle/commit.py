@@ -85,6 +85,7 @@ class Committer(Service):
         events_max: settled events at which a commit is due at once, and lanes wait.
         bytes_max: bytes of effects, likewise.
         transaction_timeout: seconds after which the broker ends a transaction by itself.
+        now: the clock that records' timestamps are compared with, POSIX seconds.
     """
 
     name = "Committer"
@@ -101,6 +102,7 @@ class Committer(Service):
         events_max: int,
         bytes_max: int,
         transaction_timeout: float,
+        now: Callable[[], float],
     ) -> None:
         super().__init__()
         self._producer = producer
@@ -112,6 +114,7 @@ class Committer(Service):
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._transaction_timeout = transaction_timeout
+        self._now = now
         self._scopes: list[Enrolled] = []
         self._lock = trio.Lock()
         # When the next commit is due
@@ -194,10 +197,15 @@ class Committer(Service):
         if self._bytes >= self._bytes_max:
             self._crowd()
 
-    def settled(self, events: int) -> None:
+    def settled(self, lane: Lane, events: int) -> None:
         self._events += events
+        self._sensor.events_settled(lane.agent, lane.partition, events)
         if self._events >= self._limit:
             self._crowd()
+
+    def handled(self, lane: Lane, timestamp_ms: int) -> None:
+        if timestamp_ms >= 0:
+            self._sensor.latency(lane.agent, self._now() - timestamp_ms / 1000)
 
     def after(self, calls: list[Callable[[], Awaitable[object] | object]]) -> None:
         self._after.extend(calls)
@@ -298,6 +306,7 @@ class Committer(Service):
             self._opened()
             return
         self._producer.hold()
+        self._sensor.commit_started()
         try:
             # 2. and 3.
             changelog = (

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -168,6 +169,7 @@ class Conductor(Service):
             await self._close(partitions, clean=False)
 
     def _leave(self) -> None:
+        self._sensor.rebalance_started()
         self._assigned = frozenset()
         self._epoch += 1
         self._opening.cancel()
@@ -198,9 +200,11 @@ class Conductor(Service):
         lowest = {partition: position.offset for partition, position in positions.items()}
         await self._consumer.client.assign(lowest, paused=partitions)
         self._sensor.assigned(partitions)
+        # Shards are recovered all at once: their reads share one link, their writes one thread.
         async with trio.open_nursery() as nursery:
             for scope in scopes:
                 nursery.start_soon(self._open_scope, scope, positions)
+        self._sensor.rebalance_ended(trio.current_time() - started)
         if partitions:
             logger.info(
                 "%d partitions assigned, open after %.2f s",
@@ -244,7 +248,7 @@ class Conductor(Service):
             positions={at.topic: positions[at].of(agent.name) for at in mine},
             codecs=agent.codecs,
             settlement=self._committer,
-            refuse=agent.refuse,
+            refuse=partial(agent.refuse, sensor=self._sensor),
             pace=self._make_pace(),
             taken=self._taken,
         )

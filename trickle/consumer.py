@@ -13,8 +13,9 @@ from typing import Any
 
 import trio
 
-from trickle.exceptions import OffsetOutOfRange, TransportError
+from trickle.exceptions import BrokerUnavailable, OffsetOutOfRange, TransportError
 from trickle.positions import Positions, read_positions
+from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
     ConsumerClient,
@@ -29,6 +30,8 @@ __all__ = ["Consumer"]
 
 logger = logging.getLogger("trickle.consumer")
 
+LAG_INTERVAL_S = 10.0
+
 
 class Consumer(Service):
     """A member of the app's consumer group.
@@ -41,6 +44,7 @@ class Consumer(Service):
             under at-least-once, where nobody needs to be fenced.
         first_position: where to start a partition without a committed offset.
         out_of_range: what to do about a committed offset that the topic does not hold.
+        sensor: told of the lag.
     """
 
     name = "Consumer"
@@ -54,6 +58,7 @@ class Consumer(Service):
         committer_id: str,
         first_position: str,
         out_of_range: str,
+        sensor: Sensor,
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -62,6 +67,7 @@ class Consumer(Service):
         self._committer_id = committer_id
         self._first_position = first_position
         self._out_of_range = out_of_range
+        self._sensor = sensor
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
 
@@ -85,7 +91,25 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                await trio.sleep(LAG_INTERVAL_S)
+                await self._measure_lag()
+
+    async def _measure_lag(self) -> None:
+        """Compare the committed positions with the ends of their partitions."""
+        committed = self.positions()
+        try:
+            marks = await self._transport.admin.watermarks(committed.keys())
+        except BrokerUnavailable as error:
+            logger.info("the lag cannot be measured now: %s", error)
+            return
+        self._sensor.lag(
+            {
+                partition: max(0, marks[partition].high - position.offset)
+                for partition, position in committed.items()
+                if partition in marks
+            }
+        )
 
     # Rebalances, passed on in order
 

@@ -12,7 +12,7 @@ its position. What is held is bounded, for lanes wait at the commit's bounds.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +20,7 @@ import trio
 
 from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, TransportError
+from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
     CommittedOffset,
@@ -43,12 +44,17 @@ class Producer(Service):
         transport: the broker.
         options: of the client for effects; with a transactional id under exactly-once.
         topics: what is known of the topics; filled before the producer starts.
+        sensor: told of what is sent.
     """
 
     name = "Producer"
 
     def __init__(
-        self, transport: Transport, options: ProducerOptions, topics: Mapping[str, TopicInfo]
+        self,
+        transport: Transport,
+        options: ProducerOptions,
+        topics: Mapping[str, TopicInfo],
+        sensor: Sensor,
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -63,6 +69,8 @@ class Producer(Service):
         self._next: list[Effect] = []  # settled after it: the next one's
         self._unflushed = trio.Event()
         self.refused: RecordRefused | None = None
+        self._sensor = sensor
+        self._produced: Counter[str] = Counter()
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         async with self._transport.producer(ProducerOptions()) as plain:
@@ -121,7 +129,8 @@ class Producer(Service):
                     break
             except RecordRefused as error:
                 self.refused = error  # the commit that it belongs to will fail by it
-            effects.popleft()
+                self._sensor.record_refused(error.topic, error)
+            self._produced[effects.popleft()[0]] += 1
         if effects is not self._backlog:
             self._backlog.extend(effects)
 
@@ -161,7 +170,14 @@ class Producer(Service):
             refused, self.refused = self.refused, None
             await client.abort()
             raise CommitFailed(str(refused), refused=refused)
-        return await client.commit(offsets, member)
+        ends = await client.commit(offsets, member)
+        self._report()
+        return ends
+
+    def _report(self) -> None:
+        produced, self._produced = self._produced, Counter()
+        for topic, count in produced.items():
+            self._sensor.records_out(topic, count)
 
     @staticmethod
     async def _produce_changelog(
@@ -193,7 +209,11 @@ class Producer(Service):
 
     async def send(self, effect: Effect) -> RecordMetadata:
         """Deliver one record and tell where it went."""
-        return await self._plain_client().send(*effect)
+        started = trio.current_time()
+        metadata = await self._plain_client().send(*effect)
+        self._sensor.sent(effect[0], trio.current_time() - started)
+        self._sensor.records_out(effect[0], 1)
+        return metadata
 
     def send_nowait(self, effect: Effect) -> None:
         """Hand one record over; its failure to be delivered is this service's.
@@ -204,6 +224,7 @@ class Producer(Service):
         if not self._plain_client().produce(*effect):
             raise trio.WouldBlock
         self._unflushed.set()
+        self._sensor.records_out(effect[0], 1)
 
     async def send_all(self, effects: Iterable[Effect]) -> int:
         """Deliver many records, in order; return their number when all are delivered."""
@@ -213,9 +234,11 @@ class Producer(Service):
             while not client.produce(*effect):
                 await client.drained()
             count += 1
+            self._produced[effect[0]] += 1
             if not count % 256:
                 await trio.lowlevel.checkpoint()
         await client.commit({}, None)
+        self._report()
         return count
 
     def _plain_client(self) -> ProducerClient:

@@ -254,7 +254,7 @@ class Run(Service):
             transactional_id=identity.transactional_id or None,
             transaction_timeout=self.settings.transaction_timeout,
         )
-        self.producer = Producer(transport, options, topics)
+        self.producer = Producer(transport, options, topics, self._sensor)
         OUTLET.set(self.producer)
         await self._start(self.producer)
 
@@ -270,6 +270,7 @@ class Run(Service):
             transactional=settings.processing_guarantee == "exactly_once",
             recovery_timeout=settings.recovery_timeout,
             cache=CacheLimits(entries=1 << 40, bytes=settings.cache_bytes),
+            sensor=self._sensor,
         )
         HOLDER.set(self.tables)
         await self._start(self.tables)
@@ -286,6 +287,7 @@ class Run(Service):
             events_max=settings.commit_max_events,
             bytes_max=settings.commit_max_bytes,
             transaction_timeout=settings.transaction_timeout,
+            now=self._surroundings.now,
         )
 
     async def _start_lanes(
@@ -313,6 +315,7 @@ class Run(Service):
             committer_id=identity.transactional_id,
             first_position=settings.first_position,
             out_of_range=settings.out_of_range,
+            sensor=self._sensor,
         )
         self.committer = self._make_committer(self.producer, consumer)
         conductor = self.conductor = listener.target = Conductor(

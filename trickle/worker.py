@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -44,13 +44,23 @@ from trickle.config import Resolved
 from trickle.run import Run, Surroundings
 from trickle.service import Service
 
-__all__ = ["EXIT_STOPPED", "Deadline", "Ending", "Observer", "Worker"]
+__all__ = [
+    "EXIT_STOPPED",
+    "LINGER_TIMEOUT_S",
+    "Deadline",
+    "Ending",
+    "Observer",
+    "Worker",
+    "lane_words",
+    "thread_words",
+]
 
 logger = logging.getLogger("trickle.worker")
 
 EXIT_STOPPED = 3
 CLOSING_TIMEOUT_S = 5.0  # beyond drain_timeout: lanes are cancelled, clients closed
 CANCEL_TIMEOUT_S = 3.0  # from the second signal on
+LINGER_TIMEOUT_S = 2.0  # that threads of the app's own may keep a process that is done
 GC_THRESHOLD = 50_000  # with gc.freeze(), 8 to 10 % of throughput, as measured
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -253,8 +263,8 @@ class Worker(Service):
         lanes = list(run.undrained)
         if run.conductor is not None:
             lanes += [f"{at.agent}[{at.partition}]" for at in run.conductor.lanes()]
-        hung = [_lane_words(self._app, lane) for lane in dict.fromkeys(lanes)]
-        who = f": {', '.join(hung)} did not end" if hung else ""
+        hung = lane_words(self._app, lanes)
+        who = f": {hung} did not end" if hung else ""
         return (
             f"stopped {seconds:g} s after the last signal, before the drain ended{who}"
             f"{_where_blocked()}; what was not committed runs again"
@@ -273,12 +283,25 @@ class _Ready(trio.TaskStatus[Any]):
         self._status.started(value)
 
 
-def _lane_words(app: App, lane: str) -> str:
-    """Return a lane for a person: the agent, its partition, and the topics."""
-    name, _, partition = lane.rstrip("]").rpartition("[")
-    agent = app.agents.get(name)
-    topics = " and ".join(topic.name for topic in agent.topics) if agent is not None else "?"
-    return f"agent {name!r} at partition {partition} of {topics}"
+def lane_words(app: App, lanes: Iterable[str]) -> str:
+    """Return lanes (``agent[partition]``) for a person: agent, partition, and topics of each."""
+    words: list[str] = []
+    for lane in dict.fromkeys(lanes):
+        name, _, partition = lane.rstrip("]").rpartition("[")
+        agent = app.agents.get(name)
+        topics = " and ".join(topic.name for topic in agent.topics) if agent is not None else "?"
+        words.append(f"agent {name!r} at partition {partition} of {topics}")
+    return ", ".join(words)
+
+
+def thread_words() -> str:
+    """Say which threads keep the process from its end."""
+    names = [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
+    return f"left without waiting for the threads {', '.join(names)}" if names else ""
 
 
 def _where_blocked() -> str:

@@ -57,8 +57,12 @@ class Settlement(Protocol):
         """Send the effects of an event that settles, in the open transaction."""
         ...
 
-    def settled(self, events: int) -> None:
-        """So many events have settled."""
+    def settled(self, lane: Lane, events: int) -> None:
+        """So many events of the lane have settled, or join those in hand."""
+        ...
+
+    def handled(self, lane: Lane, timestamp_ms: int) -> None:
+        """A batch has been handled, whose last record carries this timestamp."""
         ...
 
     def after(self, calls: list[Callable[[], Awaitable[object] | object]]) -> None:
@@ -370,10 +374,11 @@ class Lane(Turn):
         if batch is None:
             return
         if self.size:
-            self.settlement.settled(self.size)
+            self.settlement.settled(self, self.size)
             self.base += self.size
             self.size = 0
         if self.base >= len(batch) and not self.hand:
+            self.settlement.handled(self, batch.timestamp_ms(len(batch) - 1))
             self.positions[batch.topic] = batch.next_offset
             self.batch = None
             self.raw = ()

@@ -19,6 +19,7 @@ from typing import Any
 import trio
 
 from trickle.exceptions import TableReadOnlyError
+from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
 from trickle.tables.placement import Placement
@@ -79,6 +80,7 @@ class TableManager(Service):
         recovery_timeout: seconds without progress after which recovery fails.
         flush_interval: seconds from a commit until it is stored, at most.
         cache: bounds of what all shards together keep in memory.
+        sensor: told of recoveries.
     """
 
     name = "TableManager"
@@ -93,6 +95,7 @@ class TableManager(Service):
         recovery_timeout: float = 60.0,
         flush_interval: float = 1.0,
         cache: CacheLimits | None = None,
+        sensor: Sensor | None = None,
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -102,6 +105,7 @@ class TableManager(Service):
         self._recovery_timeout = recovery_timeout
         self._flush_interval = flush_interval
         self._cache = cache or CacheLimits(entries=1_000_000, bytes=256 << 20)
+        self._sensor = sensor
         self._held: dict[tuple[int, int], _Held] = {}
         self._writers: dict[str, str] = {}
         self._warned: set[str] = set()
@@ -195,8 +199,9 @@ class TableManager(Service):
             else:
                 self._recovering[place] = progress
 
+        started = trio.current_time()
         async with held.writing:
-            topic_ids, wrote = await recover(
+            topic_ids, wrote, records = await recover(
                 self._transport,
                 held.environment,
                 {table.name: table.changelog for table in tables},
@@ -206,6 +211,10 @@ class TableManager(Service):
                 markers=self._transactional,
                 report=report,
             )
+        if self._sensor is not None:
+            took = trio.current_time() - started
+            for name, count in records.items():
+                self._sensor.recovered(name, held.partition, count, took)
         for table in tables:
             shard = held.shards.get(table)
             if shard is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -152,6 +153,20 @@ def _migrated(batch: Batch) -> list[tuple[bytes, bytes | None]]:
     return pairs
 
 
+class Recovered(NamedTuple):
+    """What came of a recovery.
+
+    Attributes:
+        topic_ids: the changelogs' identities, by table.
+        wrote: whether anything was written to the store.
+        records: how many records were read, by table; tables that were up to date are left out.
+    """
+
+    topic_ids: dict[str, str]
+    wrote: bool
+    records: dict[str, int]
+
+
 async def recover(
     transport: Transport,
     environment: Environment,
@@ -162,7 +177,7 @@ async def recover(
     timeout: float,
     markers: bool,
     report: Callable[[RecoveryProgress | None], None],
-) -> tuple[dict[str, str], bool]:
+) -> Recovered:
     """Bring all tables of an environment up to date.
 
     Args:
@@ -172,7 +187,7 @@ async def recover(
         report: told of the progress, and None at the end.
 
     Returns:
-        The changelogs' identities by table, and whether anything was written.
+        What came of it.
 
     Raises:
         RecoveryError: no progress, a changelog is missing, or is trimmed again and again.
@@ -190,7 +205,7 @@ async def recover(
             report(None)
             wrote |= attempt.wrote
         if complete:
-            return attempt.topic_ids, wrote
+            return Recovered(attempt.topic_ids, wrote, attempt.records)
         logger.warning(
             "partition %d of %s: the changelog was trimmed while it was read, start again",
             partition, ", ".join(tables),
@@ -227,6 +242,7 @@ class _Attempt:
         self._afresh = afresh
         self.topic_ids: dict[str, str] = {}
         self.wrote = False
+        self.records: dict[str, int] = {}
         self._at = {TopicPartition(topic, partition): name for name, topic in tables.items()}
         self._plans: dict[TopicPartition, Plan] = {}
         self._pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
@@ -296,6 +312,8 @@ class _Attempt:
                     pairs
                 )
                 held += len(pairs)
+                name = self._at[TopicPartition(batch.topic, batch.partition)]
+                self.records[name] = self.records.get(name, 0) + len(pairs)
             positions = reader.positions()
             now = time.monotonic()
             done = sum(positions[at] - self._plans[at].start for at in wanted)

@@ -58,7 +58,7 @@ class ValueShape:
         self.nullable = codec.nullable
         self.number: type | None = kind if trusted and kind in (int, float) else None  # type: ignore[assignment]
         self.low, self.high = (_INT_MIN, _INT_MAX) if kind is int else (-_FLOAT_MAX, _FLOAT_MAX)
-        self._exact: object = kind if trusted and kind in (str, bytes, bool) else None
+        self._exact: Any = kind if trusted and kind in (str, bytes, bool) else None
 
     def fit(self, key: object, value: Any) -> Any:
         """Return the cell of a value that is written.
