@@ -107,7 +107,7 @@ with trio.CancelScope(shield=True):
     worker.signal()
     worker.wait_for("draining")
     worker.signal()
-    worker.wait_for("second signal")
+    worker.wait_for("events in hand are dropped")
     worker.signal()
     assert worker.wait(2) == 3
     assert worker.output.endswith("trickle: stopped at once by the third signal\n")
@@ -167,6 +167,7 @@ print('took', word, flush=True)"""
     worker.wait_for("took one")
     worker.signal()
     assert worker.wait(9) == 0
+    assert worker.output.splitlines()[-1].startswith("trickle: left without waiting for the thre")
 
 
 def test_a_failing_agent_ends_it_with_its_sentence_after_what_settled_is_committed(
@@ -178,9 +179,9 @@ def test_a_failing_agent_ends_it_with_its_sentence_after_what_settled_is_committ
     assert worker.wait() == 1
     assert "Traceback" not in worker.output
     lines = [line for line in worker.output.splitlines() if line.startswith("trickle: ")]
+    place = "agent 'slow' failed at the event of words [0] at offset 1"
     assert lines == [
-        "trickle: agent 'slow' failed at the event of words [0] at offset 1: ValueError: no such "
-        "word (app.py:12 in slow)",
+        f"trickle: {place}: ValueError: no such word (app.py:12 in slow)",
         "trickle: --debug shows the traceback",
     ]
     assert outputs(made) == ["good"]

@@ -56,10 +56,11 @@ class Process:
             reader.start()
 
     def _read(self, pipe: Any) -> None:
-        for line in pipe:
-            with self._grew:
-                self._lines.append(line)
-                self._grew.notify_all()
+        with pipe:
+            for line in pipe:
+                with self._grew:
+                    self._lines.append(line)
+                    self._grew.notify_all()
 
     @property
     def output(self) -> str:
@@ -157,4 +158,4 @@ class Project:
         for process in self._started:
             if process.popen.poll() is None:
                 process.popen.kill()
-                process.popen.wait()
+            process.wait()

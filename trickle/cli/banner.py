@@ -22,6 +22,7 @@ from rich.text import Text
 
 from trickle.config import shown
 from trickle.topics import Topic
+from trickle.worker import Ending, lane_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from trickle.config import Resolved
     from trickle.run import Run
     from trickle.utils.logs import Redactor
-    from trickle.worker import Ending
 
 __all__ = ["Banner"]
 
@@ -107,7 +107,8 @@ class Banner:
         elif ending.drained:
             how = f"drained and committed in {ending.seconds:.2f} s"
         elif ending.undrained:
-            how = f"stopped before the drain ended: {', '.join(ending.undrained)} hung"
+            hung = lane_words(self._app, ending.undrained)
+            how = f"stopped before the drain ended: {hung} did not end"
         else:
             how = "cancelled by the second signal before the drain ended"
         level = logging.INFO if ending.drained else logging.ERROR
@@ -155,11 +156,14 @@ class Banner:
         chosen = [row for row in self._settings if row[0] in always or row[2] != "default"]
         lines += _section("settings", chosen)
         others = [row for row in self._settings if row not in chosen]
-        defaults = ", ".join(f"{name}={value}" for name, value, _ in others)
+        # Words of one setting stay together: a no-break space is not where lines are broken.
+        defaults = " · ".join(f"{name}={value}".replace(" ", "\xa0") for name, value, _ in others)
         width = min(_WIDTH_MAX, shutil.get_terminal_size().columns) - 11
         for number, line in enumerate(textwrap.wrap(defaults, max(30, width))):
             head = "defaults" if number == 0 else ""
-            lines.append(Text.assemble((f"{head:<11}", "bold dim"), (line, "dim")))
+            lines.append(
+                Text.assemble((f"{head:<11}", "bold dim"), (line.replace("\xa0", " "), "dim"))
+            )
         lines.append(Text())
         return lines
 

@@ -95,8 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments behind the program's name; those of the process unless given.
     """
     state = State()
+    code = _run(state, list(sys.argv[1:] if argv is None else argv))
+    if argv is None and state.leave is not None:
+        state.leave(code)  # the process is ours, and nothing of the app's may keep it
+    return code
+
+
+def _run(state: State, args: list[str]) -> int:
     command = typer.main.get_command(cli)
-    args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = command.main(args, prog_name="trickle", standalone_mode=False, obj=state)
         sys.stdout.flush()

@@ -31,11 +31,13 @@ class State:
         app_path: from ``-A`` or ``TRICKLE_APP``.
         debug: tracebacks are shown.
         redact: knows the app's secrets as soon as the app is loaded.
+        leave: bounds the rest of the process's life, given its exit code; a worker sets it.
     """
 
     app_path: str | None = None
     debug: bool = False
     redact: Redactor = field(default_factory=Redactor)
+    leave: Callable[[int], None] | None = None
     _app: App | None = None
 
     def app(self, path: str | None = None) -> App:

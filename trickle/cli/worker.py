@@ -54,11 +54,12 @@ def worker(
     resolved = _resolve(app, web_port=web_port, no_web=no_web)
     setup_logging(level=log_level, format=log_format, debug=state.debug, redact=state.redact)
 
-    from trickle.worker import Worker  # noqa: PLC0415 - the whole engine: after bad arguments
+    from trickle.worker import LINGER_TIMEOUT_S, Worker, thread_words  # noqa: PLC0415 - the whole engine: after bad arguments
 
     banner = Banner(app, resolved, Output(as_json=True) if as_json else None, state.redact)
     banner.starting(as_log=log_format == "json")
     process = Worker(app, resolved, banner)
+    state.leave = lambda code: process.deadline.arm(LINGER_TIMEOUT_S, code, thread_words)
     try:
         trio.run(process.run)
     finally:
