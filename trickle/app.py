@@ -11,7 +11,7 @@ import msgspec
 from typing_extensions import TypeForm, TypeVar, Unpack
 
 from trickle.agents import Agent, AgentFunction, Sink
-from trickle.config import Resolved, SettingArguments, resolve
+from trickle.config import Resolved, SettingArguments, check_arguments, resolve
 from trickle.exceptions import DefinitionError
 from trickle.policies import DeadLetter, Policy, Retry
 from trickle.run import Run, open_run
@@ -86,12 +86,11 @@ class App:
         sensors: Sequence[Sensor] = (),
         **settings: Unpack[SettingArguments],
     ) -> None:
-        check_name(id, what="the app's id")
         self.id = id
         self.module_file = _callers_file()
         self.sensors = tuple(sensors)
         self._arguments: dict[str, Any] = dict(settings)
-        resolve(id, self._arguments, None, environ={})  # a wrong argument is told where it stands
+        check_arguments(id, self._arguments)  # a wrong argument is told where it stands
         self._topics: dict[str, Topic[Any, Any]] = {}
         self._agents: dict[str, Agent[Any, Any]] = {}
         self._tables: dict[str, Table[Any, Any]] = {}

@@ -190,7 +190,7 @@ class Topic(Source[V, K]):
         self.value_type: object = bytes | None if value is None else value
         self.value_serializer = value_serializer
         self.key_codec: BoundCodec = codec_for(
-            self.key_type, key_serializer, what=f"the keys of topic {name!r}"
+            self.key_type, key_serializer, what=f"the keys of topic {name!r}", key=True
         )
         self.value_codec: BoundCodec = codec_for(
             self.value_type, value_serializer, what=f"the values of topic {name!r}"
