@@ -16,12 +16,12 @@ from trickle.exceptions import StoreError
 from trickle.service import Service
 from trickle.stores.contract import Position, TableWrite, stored_key
 
-__all__ = ["MemoryDisk", "MemoryStore"]
+__all__ = ["MemoryDisk", "MemoryStore", "MemoryTable"]
 
 logger = logging.getLogger("trickle.stores")
 
 
-class _Table:
+class MemoryTable:
     """One partition of one table: a dict, and its stored keys in order, sorted when asked for."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class MemoryDisk:
     """What simulated workers have stored, by partition count and number."""
 
     def __init__(self) -> None:
-        self.environments: dict[tuple[int, int], dict[str, _Table]] = {}
+        self.environments: dict[tuple[int, int], dict[str, MemoryTable]] = {}
         self.held: dict[tuple[int, int], object] = {}
 
     def crash(self) -> None:
@@ -79,11 +79,11 @@ class _MemoryEnvironment:
         self._disk = disk
         self._place = place
         stored = disk.environments.setdefault(place, {})
-        self._tables = {name: stored.setdefault(name, _Table()) for name in names}
+        self._tables = {name: stored.setdefault(name, MemoryTable()) for name in names}
         disk.held[place] = self
 
     @property
-    def tables(self) -> Mapping[str, _Table]:
+    def tables(self) -> Mapping[str, MemoryTable]:
         return self._tables
 
     async def write(self, writes: Sequence[TableWrite]) -> None:

@@ -1,0 +1,284 @@
+"""LMDB's own troubles: full maps, full disks, damaged files, locks, forks."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from trickle.exceptions import StoreError
+from trickle.stores.contract import Position, TableWrite
+from trickle.stores.lmdb import LmdbStore, read_only
+from trickle.utils.files import FileLock
+
+
+@asynccontextmanager
+async def running(store: LmdbStore) -> AsyncGenerator[LmdbStore]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        yield store
+        nursery.cancel_scope.cancel()
+
+
+def records(first: int, count: int, size: int = 100) -> TableWrite:
+    pairs = [(b"key%08d" % n, b"%0*d" % (size, n)) for n in range(first, first + count)]
+    return TableWrite(table="t", position=Position("id", first + count), changes=pairs)
+
+
+async def fill(directory: Path, count: int = 2000, *, close: bool = True) -> Path:
+    """Make an environment with records in it, and return its directory."""
+    async with running(LmdbStore(directory)) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, count)])
+        if close:
+            await environment.close()
+    return directory / "1" / "0"
+
+
+def fill_and_die(directory: Path) -> Path:
+    """Make one in a process that ends by SIGKILL while it is open."""
+    program = (
+        "import os, sys, trio, pathlib\n"
+        "from tests.stores.test_lmdb import LmdbStore, records, running\n"
+        "async def main():\n"
+        "    async with running(LmdbStore(pathlib.Path(sys.argv[1]))) as store:\n"
+        "        environment = await store.open(1, 0, ['t'])\n"
+        "        await environment.write([records(0, 2000)])\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "trio.run(main)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(directory)], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    return directory / "1" / "0"
+
+
+async def test_the_map_grows_by_itself(tmp_path: Path) -> None:
+    """Fault 40: a write that does not fit is done again, whole, in a larger map."""
+    async with running(LmdbStore(tmp_path / "t", map_bytes=64 << 10)) as store:
+        environment = await store.open(1, 0, ["t"])
+        for first in range(0, 20_000, 5000):
+            await environment.write([records(first, 5000)])
+            assert environment.tables["t"].get(b"key%08d" % first) is not None
+        assert environment.tables["t"].count() == 20_000
+        await environment.close()
+    async with running(LmdbStore(tmp_path / "t", map_bytes=64 << 10)) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].count() == 20_000
+        await environment.close()
+
+
+async def test_a_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
+    """Fault 41: a limit on file sizes stands for the disk's end."""
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, 100)])
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+        try:
+            with pytest.raises(StoreError, match="nothing of this write has happened; free some"):
+                await environment.write([records(0, 50_000, size=200)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        table = environment.tables["t"]
+        assert (table.count(), table.position) == (100, Position("id", 100))
+        assert table.get(b"key%08d" % 7) == b"%0100d" % 7
+        await environment.close()
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].count() == 100
+        await environment.close()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for at in random.Random(3).sample(range(8192, len(data)), 20):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+def flip_one_value(path: Path) -> None:
+    data = path.read_bytes()
+    at = data.index(b"%0100d" % 1234) + 99
+    path.write_bytes(data[:at] + b"9" + data[at + 1 :])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(random.Random(3).randbytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, flip_one_value, garbage])
+@pytest.mark.parametrize("died", [False, True])
+async def test_damaged_files_are_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], died: bool
+) -> None:
+    """Fault 42: whether the process before ended in order or died."""
+    directory = tmp_path / "t"
+    path = fill_and_die(directory) if died else await fill(directory)
+    damage(path / "data.mdb")
+    async with running(LmdbStore(directory)) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert (environment.tables["t"].count(), environment.tables["t"].position) == (0, None)
+        assert f"the tables in {path} cannot be trusted" in caplog.text
+        await environment.write([records(0, 10)])
+        await environment.close()
+    assert (path.with_name("0.damaged") / "data.mdb").exists()
+
+
+async def test_a_process_that_died_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill_and_die(tmp_path / "t")
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].count() == 2000
+        await environment.close()
+    assert "cannot be trusted" not in caplog.text
+
+
+async def test_a_machine_that_stopped_is_not_trusted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = fill_and_die(tmp_path / "t")
+    state = path / "state.json"
+    state.write_text(state.read_text().replace('"boot":"', '"boot":"another-'))
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].position is None
+        assert "the machine stopped while it was open" in caplog.text
+        await environment.close()
+
+
+async def test_a_directory_removed_while_open_is_seen(tmp_path: Path) -> None:
+    """Fault 45."""
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, 10)])
+        shutil.rmtree(tmp_path / "t")
+        with pytest.raises(StoreError, match="were removed while the worker runs"):
+            await environment.write([records(0, 10)])
+        await environment.close()
+
+
+async def test_a_generation_beside_is_used_and_the_older_one_removed(tmp_path: Path) -> None:
+    """The first holder is gone at last: the newer generation stays, the older one goes."""
+    parent = tmp_path / "t" / "1"
+    await fill(tmp_path / "t")
+    lock = FileLock(parent / "0.lock")
+    assert lock.acquire()
+    async with running(LmdbStore(tmp_path / "t", lock_timeout=0.01)) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, 3)])
+        await environment.close()
+    assert (parent / "0.g1").is_dir()
+    lock.release()
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].count() == 3
+        await environment.close()
+    assert not (parent / "0").exists()
+
+
+async def test_private_and_no_symlinks(tmp_path: Path) -> None:
+    path = await fill(tmp_path / "t")
+    for place in (path, path.parent, path.parent.parent):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert stat.S_IMODE((path / "data.mdb").stat().st_mode) == 0o600
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        with pytest.raises(StoreError, match=r"symbolic link; remove it, or name another data_dir"):
+            await store.open(1, 0, ["t"])
+
+
+async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    async with running(LmdbStore(tmp_path / "file" / "t")) as store:
+        with pytest.raises(StoreError, match=f"the tables .* {tmp_path / 'file' / 't'}"):
+            await store.open(1, 0, ["t"])
+
+
+async def test_a_child_process_is_refused(tmp_path: Path) -> None:
+    """Fault 49: and the parent's lock is the parent's still, whatever the child does."""
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, 10)])
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover - another process
+            try:
+                environment.tables["t"].get(b"key%08d" % 1)
+                os.write(write, b"no error")
+            except StoreError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        await trio.to_thread.run_sync(os.waitpid, child, 0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            assert "before this process forked" in pipe.read()
+        assert not FileLock(tmp_path / "t" / "1" / "0.lock").acquire()
+        assert environment.tables["t"].get(b"key%08d" % 1) is not None
+        await environment.close()
+
+
+async def test_reading_beside_a_worker(tmp_path: Path) -> None:
+    path = await fill(tmp_path / "t", 10)
+    with read_only(tmp_path / "t", 1, 0, "t") as table:
+        assert table is not None
+        assert (table.count(), table.position) == (10, Position("id", 10))
+    with read_only(tmp_path / "t", 1, 0, "other") as table:
+        assert table is None
+    with read_only(tmp_path / "t", 1, 5, "t") as table:
+        assert table is None
+    cut(path / "data.mdb")
+    with read_only(tmp_path / "t", 1, 0, "t") as table:
+        assert table is None
+    assert (path / "data.mdb").exists()
+
+
+async def test_reading_beside_a_worker_of_another_process(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from trickle.stores.lmdb import read_only\n"
+        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
+        "    print(table.count(), table.position.offset)\n"
+    )
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, 10)])
+        done = await trio.run_process(
+            [sys.executable, "-c", program, str(tmp_path / "t")], capture_stdout=True
+        )
+        assert done.stdout == b"10 10\n"
+        await environment.write([records(10, 10)])
+        await environment.close()
+
+
+async def test_cancelled_while_it_writes_the_write_is_whole(tmp_path: Path) -> None:
+    """Fault 50: the write ends before Cancelled rises, so close cannot overtake it."""
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await environment.write([records(0, 1000)])
+        assert environment.tables["t"].count() == 1000
+        await environment.close()
