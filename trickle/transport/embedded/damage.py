@@ -21,7 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import lmdb
+
 from trickle.exceptions import TransportError
+from trickle.transport.embedded.format import KEY, DamagedChunk, unpack
 
 __all__ = ["check_file", "explain"]
 
@@ -73,6 +76,22 @@ def _problems(path: Path) -> list[str]:
         return [str(error)]
 
 
+def _deep_problems(directory: Path, path: Path) -> list[str]:
+    """Walk all pages, and if they are sound compare every record's checksum."""
+    problems = _problems(path)
+    if problems:
+        return problems
+    try:
+        with lmdb.open(str(directory), readonly=True, lock=False, max_dbs=8) as env:
+            records = env.open_db(b"log", create=False)
+            with env.begin(records, buffers=True) as txn:
+                for key, value in txn.cursor():
+                    unpack(KEY.unpack(key)[2], value)
+    except (lmdb.Error, DamagedChunk, struct.error) as error:
+        return [f"records do not match their checksum {error}".rstrip()]
+    return []
+
+
 def check_file(directory: Path, *, expected: bool) -> None:
     """Check the log's file while nobody has it open; mend a torn tail.
 
@@ -120,12 +139,12 @@ def _check_open_file(directory: Path, path: Path, file: int, size: int) -> None:
     if wanted > max(4 * size, 1 << 34):
         raise explain(directory, f"data.mdb has {size} bytes, its last page ends at {wanted}")
     os.ftruncate(file, wanted)
-    if not _problems(path):
+    if not _deep_problems(directory, path):
         return
     torn = os.pread(file, page_size, newest * page_size)
     older = os.pread(file, page_size, (1 - newest) * page_size)
     os.pwrite(file, _rewound(older, newest, metas[1 - newest].txnid), newest * page_size)
-    problems = _problems(path)
+    problems = _deep_problems(directory, path)
     if problems:
         os.pwrite(file, torn, newest * page_size)
         os.ftruncate(file, size)

@@ -31,7 +31,7 @@ import msgspec
 
 from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportError
 from trickle.transport.embedded.damage import check_file, explain
-from trickle.transport.embedded.format import FORMAT_VERSION, Marker
+from trickle.transport.embedded.format import FORMAT_VERSION, DamagedChunk, Marker
 from trickle.transport.embedded.gate import Gate
 from trickle.utils.files import ForeignPathError, private_directory
 
@@ -221,6 +221,8 @@ class Environment:
                 yield ReadTxn(self, txn)
             except lmdb.Error as error:
                 raise self.translate(error) from error
+            except DamagedChunk as error:
+                raise explain(self.directory, str(error)) from error
             finally:
                 txn.abort()
 
@@ -258,6 +260,8 @@ class Environment:
                     self._env.set_mapsize(0)
             except lmdb.Error as error:
                 raise self.translate(error) from error
+            except DamagedChunk as error:
+                raise explain(self.directory, str(error)) from error
 
     def _grow(self, cause: lmdb.Error) -> None:
         with self._no_growth:

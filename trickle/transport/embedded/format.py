@@ -45,8 +45,10 @@ __all__ = [
     "Topic",
     "committed_key",
     "pack",
+    "seal",
     "unpack",
     "unpack_header",
+    "unseal",
 ]
 
 FORMAT_VERSION = 1
@@ -69,6 +71,7 @@ HEADER = struct.Struct("<IIIq")
 covers from its first on), and when it was written (POSIX ms)."""
 
 _HEAD = struct.Struct(">QQQQ")
+_CRC_BYTES = 4
 
 
 class Columns(msgspec.Struct, array_like=True, gc=False):
@@ -136,16 +139,37 @@ class Head(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the stored form."""
-        return _HEAD.pack(*self)
+        return seal(_HEAD.pack(*self))
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Head:
-        """Return the head of its stored form."""
-        return cls(*_HEAD.unpack(data))
+        """Return the head of its stored form.
+
+        Raises:
+            DamagedChunk: it does not match its checksum.
+        """
+        return cls(*_HEAD.unpack(unseal(data)))
 
 
 class DamagedChunk(Exception):
-    """A chunk whose checksum or shape is wrong."""
+    """A chunk, or another stored value, whose checksum or shape is wrong."""
+
+
+def seal(data: bytes) -> bytes:
+    """Return a small value with its checksum before it."""
+    return zlib.crc32(data).to_bytes(_CRC_BYTES, "little") + data
+
+
+def unseal(data: bytes | memoryview) -> bytes | memoryview:
+    """Return what was sealed.
+
+    Raises:
+        DamagedChunk: it does not match its checksum.
+    """
+    inner = data[_CRC_BYTES:]
+    if zlib.crc32(inner).to_bytes(_CRC_BYTES, "little") != data[:_CRC_BYTES]:
+        raise DamagedChunk("a stored value does not match its checksum")
+    return inner
 
 
 _encode = msgspec.msgpack.Encoder().encode

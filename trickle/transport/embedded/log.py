@@ -26,7 +26,9 @@ from trickle.transport.embedded.format import (
     StoredOffset,
     Topic,
     committed_key,
+    seal,
     unpack,
+    unseal,
 )
 
 __all__ = [
@@ -66,7 +68,7 @@ _offset_decode = msgspec.msgpack.Decoder(StoredOffset).decode
 def topic(txn: ReadTxn, name: str) -> Topic | None:
     """Return a topic, or None."""
     data = txn.get(txn.meta, _TOPIC + name.encode())
-    return None if data is None else _topic_decode(data)
+    return None if data is None else _topic_decode(unseal(data))
 
 
 def topics(txn: ReadTxn, names: Collection[str] | None = None) -> list[Topic]:
@@ -78,7 +80,7 @@ def topics(txn: ReadTxn, names: Collection[str] | None = None) -> list[Topic]:
     everything: list[Topic] = []
     more = cursor.set_range(_TOPIC)
     while more and bytes(cursor.key()[:1]) == _TOPIC:
-        everything.append(_topic_decode(cursor.value()))
+        everything.append(_topic_decode(unseal(cursor.value())))
         more = cursor.next()
     return everything
 
@@ -88,10 +90,10 @@ def create(txn: WriteTxn, spec: TopicSpec) -> None:
     if topic(txn, spec.name) is not None:
         return
     data = txn.get(txn.meta, _NUMBER)
-    number = 1 if data is None else int.from_bytes(data, "big")
-    txn.put(txn.meta, _NUMBER, (number + 1).to_bytes(4, "big"))
+    number = 1 if data is None else int.from_bytes(unseal(data), "big")
+    txn.put(txn.meta, _NUMBER, seal((number + 1).to_bytes(4, "big")))
     made = _topic_of(spec, number)
-    txn.put(txn.meta, _TOPIC + spec.name.encode(), _topic_encode(made))
+    txn.put(txn.meta, _TOPIC + spec.name.encode(), seal(_topic_encode(made)))
     for partition in range(made.partitions):
         set_head(txn, number, partition, Head())
 
@@ -274,7 +276,7 @@ def committed(txn: ReadTxn, number: int, partition: int, group: str) -> Committe
     data = txn.get(txn.offsets, committed_key(number, partition, group))
     if data is None:
         return None
-    stored = _offset_decode(data)
+    stored = _offset_decode(unseal(data))
     return CommittedOffset(stored.offset, stored.metadata)
 
 
@@ -283,17 +285,17 @@ def set_committed(
 ) -> None:
     """Write a group's committed offset."""
     stored = StoredOffset(value.offset, value.metadata)
-    txn.put(txn.offsets, committed_key(number, partition, group), _offset_encode(stored))
+    txn.put(txn.offsets, committed_key(number, partition, group), seal(_offset_encode(stored)))
 
 
 def epoch(txn: ReadTxn, transactional_id: str) -> int:
     """Return the epoch of a transactional id: whoever has an older one is fenced."""
     data = txn.get(txn.meta, _EPOCH + transactional_id.encode())
-    return 0 if data is None else int.from_bytes(data, "big")
+    return 0 if data is None else int.from_bytes(unseal(data), "big")
 
 
 def new_epoch(txn: WriteTxn, transactional_id: str) -> int:
     """Begin a new epoch of a transactional id and return it."""
     value = epoch(txn, transactional_id) + 1
-    txn.put(txn.meta, _EPOCH + transactional_id.encode(), value.to_bytes(8, "big"))
+    txn.put(txn.meta, _EPOCH + transactional_id.encode(), seal(value.to_bytes(8, "big")))
     return value
