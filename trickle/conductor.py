@@ -29,7 +29,7 @@ from trickle.agents import Agent
 from trickle.commit import Committer
 from trickle.consumer import Consumer
 from trickle.context import next_number
-from trickle.exceptions import CommitFailed, ProducerFenced, TrickleError
+from trickle.exceptions import CommitFailed, OffsetOutOfRange, ProducerFenced, TrickleError
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.sensors import Sensor
@@ -397,6 +397,23 @@ class Conductor(Service):
             await self._moved.wait()
             return True
         return False
+
+    async def out_of_range(self, error: OffsetOutOfRange) -> None:
+        """A position is not held any more: drain, commit, and open the assignment again.
+
+        What is committed is compared with what the topic holds then, and the policy for that
+        decides.
+
+        Raises:
+            OffsetOutOfRange: the policy is to stop.
+        """
+        if not self._consumer.may_move:
+            raise error
+        async with self._changes:
+            partitions, epoch = self._assigned, self._epoch
+            await self._close(frozenset(), clean=True)
+        if partitions and not self._closed:
+            await self._open(partitions, epoch)
 
     def condemn(self, lane: Lane, topic: str, offset: int, error: TrickleError) -> None:
         """An event is known whose record the broker refuses: it gets its agent's policy."""

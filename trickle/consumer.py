@@ -45,6 +45,7 @@ class Consumer(Service):
         first_position: where to start a partition without a committed offset.
         out_of_range: what to do about a committed offset that the topic does not hold.
         sensor: told of the lag.
+        owned: topics of trickle's own, whose records nobody needs once they are committed.
     """
 
     name = "Consumer"
@@ -59,6 +60,7 @@ class Consumer(Service):
         first_position: str,
         out_of_range: str,
         sensor: Sensor,
+        owned: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -68,6 +70,8 @@ class Consumer(Service):
         self._first_position = first_position
         self._out_of_range = out_of_range
         self._sensor = sensor
+        self._owned = owned
+        self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
 
@@ -83,6 +87,11 @@ class Consumer(Service):
         return self._client
 
     @property
+    def may_move(self) -> bool:
+        """Whether a position that the topic does not hold may be given up."""
+        return self._out_of_range != "stop"
+
+    @property
     def member(self) -> Member:
         """The membership as of now, for a commit."""
         return self.client.member
@@ -93,16 +102,16 @@ class Consumer(Service):
             task_status.started()
             while True:
                 await trio.sleep(LAG_INTERVAL_S)
-                await self._measure_lag()
+                try:
+                    await self._measure_lag()
+                    await self._purge()
+                except BrokerUnavailable as error:
+                    logger.info("lag and repartition topics wait for the broker: %s", error)
 
     async def _measure_lag(self) -> None:
         """Compare the committed positions with the ends of their partitions."""
         committed = self.positions()
-        try:
-            marks = await self._transport.admin.watermarks(committed.keys())
-        except BrokerUnavailable as error:
-            logger.info("the lag cannot be measured now: %s", error)
-            return
+        marks = await self._transport.admin.watermarks(committed.keys())
         self._sensor.lag(
             {
                 partition: max(0, marks[partition].high - position.offset)
@@ -110,6 +119,17 @@ class Consumer(Service):
                 if partition in marks
             }
         )
+
+    async def _purge(self) -> None:
+        """Delete what all agents have handled of the repartition topics (as Kafka Streams does)."""
+        before = {
+            partition: position.offset
+            for partition, position in self.positions().items()
+            if partition.topic in self._owned and position.offset > self._purged.get(partition, 0)
+        }
+        if before:
+            await self._transport.admin.delete_records(before)
+            self._purged.update(before)
 
     # Rebalances, passed on in order
 

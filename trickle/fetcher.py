@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import trio
 
 from trickle.consumer import Consumer
+from trickle.exceptions import OffsetOutOfRange
 from trickle.service import Service
 from trickle.transport.contract import Batch
 from trickle.types import TopicPartition
@@ -28,6 +29,14 @@ class Inboxes(Protocol):
 
     def deliver(self, batch: Batch) -> None:
         """Put a batch into the inboxes of the lanes that want it."""
+        ...
+
+    async def out_of_range(self, error: OffsetOutOfRange) -> None:
+        """The topic does not hold a position any more: begin again, by the policy for that.
+
+        Raises:
+            OffsetOutOfRange: the policy is to stop.
+        """
         ...
 
     def buffered_bytes(self) -> int:
@@ -76,7 +85,12 @@ class Fetcher(Service):
         task_status.started()
         inboxes = self._inboxes
         while True:
-            for batch in await self._consumer.client.fetch():
+            try:
+                batches = await self._consumer.client.fetch()
+            except OffsetOutOfRange as error:
+                await inboxes.out_of_range(error)
+                continue
+            for batch in batches:
                 inboxes.deliver(batch)
             if inboxes.buffered_bytes() > self._high:
                 await self._wait_for_room()

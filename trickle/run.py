@@ -316,6 +316,12 @@ class Run(Service):
             first_position=settings.first_position,
             out_of_range=settings.out_of_range,
             sensor=self._sensor,
+            owned=frozenset(
+                repartition.target.name
+                for agent in agents
+                for repartition in agent.source.repartitions
+                if repartition.owned
+            ),
         )
         self.committer = self._make_committer(self.producer, consumer)
         conductor = self.conductor = listener.target = Conductor(

@@ -241,3 +241,56 @@ async def test_a_member_that_was_given_up_starts_a_new_generation(mock_clock: Mo
         assert counts["k0"] == 2
         assert counts["k1"] == 2
         assert len(t.sent(out)) == 10
+
+
+async def test_a_position_that_was_deleted_stops_or_moves(mock_clock: MockClock) -> None:
+    """Records are deleted while no worker runs; the second start finds its position gone."""
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    out = app.topic("out", value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            await out.send(value)
+
+    at = trickle.TopicPartition("source", 0)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            await t.send(source, 0)
+            await t.settled()
+            await t.rebalance(workers=0)
+            for value in (1, 2, 3):
+                await t.send(source, value)
+            t.broker.log(at).delete_before(3)
+            await t.rebalance(workers=1)
+    assert caught.group_contains(trickle.OffsetOutOfRange, match="'source', partition 0: .* 1 lies")
+
+    async with trickle.testing.run(app, out_of_range="earliest") as t:
+        await t.send(source, 0)
+        await t.settled()
+        await t.rebalance(workers=0)
+        for value in (1, 2, 3):
+            await t.send(source, value)
+        t.broker.log(at).delete_before(3)
+        await t.rebalance(workers=1)
+        await t.settled()
+        assert [e.value for e in t.sent(out)] == [0, 3]
+
+
+async def test_repartition_topics_are_purged(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=2)
+
+    @app.agent(source.group_by(lambda v: str(v % 3), name="mod"))
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    async with trickle.testing.run(app) as t:
+        for value in range(10):
+            await t.send(source, value)
+        await t.settled()
+        assert len(t.broker.records("app-mod-repartition")) == 10
+        await t.advance(11)
+        assert t.broker.records("app-mod-repartition") == []

@@ -330,12 +330,12 @@ class _Outlet:
         return count
 
     def partitions(self, topic: str) -> int | None:
-        count: int | None = self._client().partitions(topic)
-        return count
+        found = self._simulation.broker.topics().get(topic)
+        return len(found.logs) if found is not None else None
 
     def record_bytes_max(self, topic: str) -> int | None:
-        size: int | None = self._client().record_bytes_max(topic)
-        return size
+        found = self._simulation.broker.topics().get(topic)
+        return found.policy.record_bytes_max if found is not None else None
 
 
 def _counts(live: Run) -> Mapping[str, int]:
