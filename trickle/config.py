@@ -345,7 +345,7 @@ def _from_project(project: Path | None) -> dict[str, tuple[Any, str]]:
 def _find_project(beside: Path) -> Path | None:
     for directory in (beside, *beside.parents):
         candidate = directory / "pyproject.toml"
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path.is_file raises where a parent is closed to us
             return candidate
     return None
 
