@@ -7,7 +7,8 @@ consumer groups, transactional ids, watermarks, retention, compaction).
 What is what, in the order of a record's way:
 
 * :mod:`.transport`: the contract's face.
-* :mod:`.producer`, :mod:`.staging`: records become chunks in memory.
+* :mod:`.producer` (transactions), :mod:`.plain`; :mod:`.stager`, :mod:`.staging`: records become
+  chunks in memory.
 * :mod:`.writer`, :mod:`.gate`: the one thread that writes, and whose turn it is among processes.
 * :mod:`.environment`, :mod:`.format`, :mod:`.log`: LMDB, what is in it, and what is done to it.
 * :mod:`.wake`: commits wake readers.

@@ -17,7 +17,8 @@ from trickle.transport.embedded.admin import LogAdmin
 from trickle.transport.embedded.consumer import LogConsumer, open_consumer
 from trickle.transport.embedded.environment import MAP_BYTES
 from trickle.transport.embedded.hub import Hub, open_hub
-from trickle.transport.embedded.producer import PlainProducer, TransactionalProducer
+from trickle.transport.embedded.plain import PlainProducer
+from trickle.transport.embedded.producer import TransactionalProducer
 from trickle.transport.embedded.reader import LogReader
 from trickle.types import TopicPartition
 
