@@ -16,8 +16,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import TypeAliasType
 
-from trickle.exceptions import ConfigurationError, DecodeError
+from trickle.exceptions import ConfigurationError, DecodeError, EncodeError
 from trickle.models import Model
 from trickle.serializers import BoundCodec, codec_for
 
@@ -75,6 +76,7 @@ class FrozenList(msgspec.Struct, frozen=True):
 
 Code = NewType("Code", str)
 Positive = Annotated[int, msgspec.Meta(gt=0)]
+Maybe = TypeAliasType("Maybe", int | None)
 WHAT = "the values of topic 't'"
 JSON_FORMATS = ["json", "msgpack", "yaml"]
 
@@ -303,6 +305,15 @@ def test_names_and_immutability(kind: object, name: str, immutable: bool) -> Non
     codec = bind(kind)
     assert codec.type_name == name
     assert codec.immutable is immutable
+
+
+def test_an_alias_is_what_it_stands_for_under_its_own_name() -> None:
+    codec = bind(Maybe)
+    assert codec.type_name == "Maybe"
+    assert codec.decode(codec.encode(5)) == 5
+    assert codec.decode(None) is None
+    with pytest.raises(EncodeError, match="expected Maybe, got 'x' of type str"):
+        codec.encode("x")
 
 
 def test_a_type_with_notes_that_cannot_be_hashed() -> None:

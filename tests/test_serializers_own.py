@@ -28,6 +28,16 @@ class Reversed:
         return type(data.decode()[::-1])
 
 
+class WriteOnly:
+    """Writes anything, and reads nothing."""
+
+    def encode(self, value: Any) -> bytes:
+        return str(value).encode()
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        raise NotImplementedError
+
+
 class Broken:
     """Returns what is no bytes, and reads nothing."""
 
@@ -70,6 +80,12 @@ def test_a_registered_codec_is_asked_for_by_name() -> None:
         register("json", own)
     with pytest.raises(ConfigurationError, match="is no codec: it needs the methods"):
         register("other", Reversed)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_registered_codecs_are_trusted_as_those_given_are() -> None:
+    register("write-only", WriteOnly())
+    for serializer in ("write-only", WriteOnly()):
+        assert bind(int, serializer).encode("no int") == b"no int"
 
 
 def test_pickle_serves_whoever_asks_for_it_by_name() -> None:

@@ -47,6 +47,7 @@ from trickle.utils.typeforms import (
     name_of,
     outer_types,
     plain,
+    unaliased,
     unsupported_parts,
     without_none,
 )
@@ -146,23 +147,24 @@ def codec_for(
     Raises:
         ConfigurationError: there is no such serializer, or it cannot serve the type.
     """
-    form = Any if type is None or type is object else type
+    form = Any if type is None or type is object else unaliased(type)
     inner = without_none(form)
-    name = type_name = name_of(form)
+    type_name = name_of(Any if type is None else type)
     nullable = key or allows_none(form)
     if serializer is None:
         bare = plain(inner)
         serializer = "raw" if bare is Any or bare is bytes else "str" if bare is str else "json"
     if form is Any and serializer == "raw":
         type_name = "bytes"
-    format: _Format
     if isinstance(serializer, str):
-        name = serializer
+        name, codec = serializer, _REGISTERED.get(serializer)
+    else:
+        name, codec = builtin_type(serializer).__qualname__, serializer
+    if codec is None:
         format = _format_for(name, form, inner, what)
         encode = _checked(format, form, inner, type_name, name)
-    elif _is_codec(serializer):
-        name = builtin_type(serializer).__qualname__
-        format = _custom(serializer, form)
+    elif _is_codec(codec):
+        format = _custom(codec, form)
         encode = _reported(format.encode, type_name, name)
     else:
         raise ConfigurationError(
@@ -306,8 +308,6 @@ def _is_instance(value: object, outer: tuple[type, ...]) -> bool:
 
 
 def _format_for(name: str, form: Any, inner: Any, what: str) -> _Format:
-    if name in _REGISTERED:
-        return _custom(_REGISTERED[name], form)
     if name == "pickle":
         return _pickle(inner)
     make = _FORMATS.get(name)

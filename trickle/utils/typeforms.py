@@ -26,6 +26,7 @@ __all__ = [
     "name_of",
     "outer_types",
     "plain",
+    "unaliased",
     "unsupported_parts",
     "without_none",
 ]
@@ -55,9 +56,8 @@ _IMMUTABLE: frozenset[type[Any]] = frozenset(
 def plain(form: Any) -> Any:
     """Return a type form without the names and notes around it: aliases, NewType, Annotated."""
     while True:
-        if isinstance(form, _ALIASES):
-            form = form.__value__
-        elif isinstance(form, NewType):
+        form = unaliased(form)
+        if isinstance(form, NewType):
             form = form.__supertype__
         elif get_origin(form) is Annotated:
             form = get_args(form)[0]
@@ -65,14 +65,20 @@ def plain(form: Any) -> Any:
             return form
 
 
+def unaliased(form: Any) -> Any:
+    """Return what a type alias stands for; not all of msgspec's versions take the alias itself."""
+    while isinstance(form, _ALIASES):
+        form = form.__value__
+    return form
+
+
 def is_annotated(form: Any) -> bool:
     """Tell whether there are notes on a type, which may be constraints: ``Annotated[int, …]``."""
     while True:
+        form = unaliased(form)
         if get_origin(form) is Annotated:
             return True
-        if isinstance(form, _ALIASES):
-            form = form.__value__
-        elif isinstance(form, NewType):
+        if isinstance(form, NewType):
             form = form.__supertype__
         else:
             return False
