@@ -1,7 +1,20 @@
 """Tables: durable state that is part of each event's transaction."""
 
+from trickle.tables.changes import Changes
+from trickle.tables.lookup import Found, find_key, find_keys
 from trickle.tables.manager import TableManager
-from trickle.tables.shard import CacheLimits, Changes, Shard
+from trickle.tables.shard import CacheLimits, Shard
 from trickle.tables.table import HOLDER, Holder, Table
 
-__all__ = ["HOLDER", "CacheLimits", "Changes", "Holder", "Shard", "Table", "TableManager"]
+__all__ = [
+    "HOLDER",
+    "CacheLimits",
+    "Changes",
+    "Found",
+    "Holder",
+    "Shard",
+    "Table",
+    "TableManager",
+    "find_key",
+    "find_keys",
+]

@@ -18,13 +18,14 @@ from typing import Any
 
 import trio
 
-from trickle.exceptions import TableReadOnlyError
+from trickle.exceptions import StoreError, TableReadOnlyError
 from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
+from trickle.tables.changes import Changes
 from trickle.tables.placement import Placement
 from trickle.tables.recovery import RecoveryProgress, recover
-from trickle.tables.shard import CacheLimits, Changes, Shard
+from trickle.tables.shard import CacheLimits, Shard
 from trickle.tables.table import Table
 from trickle.transport.contract import TopicSpec, Transport
 
@@ -139,13 +140,17 @@ class TableManager(Service):
                 await self._store.run(task_status=task_status)
 
         await self.nursery.start(run_store, name=self._store.name)
+        flush = True
         try:
             task_status.started()
             await self._flush_when_due()
+        except StoreError:
+            flush = False  # it would fail again; the changelogs have everything
+            raise
         finally:
             try:
                 with trio.move_on_after(_CLOSE_TIMEOUT, shield=True) as scope:
-                    await self.retain(())
+                    await self._close_all(list(self._held), flush=flush)
                 if scope.cancelled_caught:
                     logger.warning(
                         "the tables were not closed within %g s: what is not stored is replayed "
@@ -253,9 +258,19 @@ class TableManager(Service):
 
     async def retain(self, places: Collection[tuple[int, int]]) -> None:
         """Store and close what is not in the assignment that begins: (count, partition)."""
-        for place in [place for place in self._held if place not in places]:
-            await self._close(place)
+        await self._close_all([place for place in self._held if place not in places])
         self._share_cache()
+
+    async def _close_all(self, places: Iterable[tuple[int, int]], *, flush: bool = True) -> None:
+        """Close all of them, whatever happens to one."""
+        failure: StoreError | None = None
+        for place in places:
+            try:
+                await self._close(place, flush=flush)
+            except StoreError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     async def _close(self, place: tuple[int, int], *, flush: bool = True) -> None:
         held = self._held[place]
@@ -271,8 +286,8 @@ class TableManager(Service):
         shards = [shard for held in self._held.values() for shard in held.shards.values()]
         if shards:
             share = CacheLimits(
-                entries=max(1000, self._cache.entries // len(shards)),
-                bytes=max(1 << 20, self._cache.bytes // len(shards)),
+                entries=max(1, self._cache.entries // len(shards)),
+                bytes=max(1, self._cache.bytes // len(shards)),
             )
             for shard in shards:
                 shard.limit(share)

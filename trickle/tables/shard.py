@@ -42,17 +42,17 @@ import msgspec
 
 from trickle.context import Turn
 from trickle.exceptions import TableReadOnlyError
-from trickle.stores.contract import Position, TableData, stored_key
+from trickle.stores.contract import Position, TableData
+from trickle.tables.changes import Changes, in_order
 from trickle.tables.loans import Loans
 from trickle.tables.placement import Placement
 from trickle.tables.shapes import ABSENT, MISSING, KeyShape, Marker, ValueShape
 
-__all__ = ["CacheLimits", "Changes", "Shard"]
+__all__ = ["CacheLimits", "Shard"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_SCAN_CHUNK = 1000
 _ENTRY_BYTES = 150  # a dict's slot, two small objects
 
 
@@ -66,30 +66,6 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     entries: int = 100_000
     bytes: int = 64 << 20
-
-
-class Changes:
-    """What one shard adds to a commit: one pair of bytes for each key that has changed.
-
-    Pairs are encoded as they are taken, and may be taken in portions and more than once: they
-    are those of the snapshot until the commit's end is told to the shard.
-    """
-
-    __slots__ = ("_cells", "shard")
-
-    def __init__(self, shard: Shard[Any, Any], cells: dict[Any, Any]) -> None:
-        self.shard = shard
-        self._cells = cells
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def encoded(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """Yield (key, value), None for a key that was removed."""
-        encode_key = self.shard.keys.encode
-        encode = self.shard.values.encode
-        for mark, cell in self._cells.items():
-            yield encode_key(mark), encode(cell)
 
 
 class Shard(Generic[K, V]):
@@ -291,7 +267,7 @@ class Shard(Generic[K, V]):
         before = self.cell(mark)
         self.undo_log.setdefault(mark, before)
         self.size += (cell is not ABSENT) - (before is not ABSENT)
-        self._pinned_bytes += _cell_bytes(mark, cell)
+        self._pinned_bytes += _cell_bytes(mark, cell) - _ENTRY_BYTES
         self.young[mark] = cell
 
     def check(self) -> None:
@@ -337,7 +313,7 @@ class Shard(Generic[K, V]):
             before = self.cell(mark)
             self.size += (cell is not ABSENT) - (before is not ABSENT)
             self._remember(mark, cell)
-            self._pinned_bytes += _cell_bytes(mark, cell)
+            self._pinned_bytes += _cell_bytes(mark, cell) - _ENTRY_BYTES
             self.dirty[mark] = cell
         placement = self.placement
         if placement is not None and changes:
@@ -401,7 +377,8 @@ class Shard(Generic[K, V]):
         """
         loans = None if turn is None else self.loans.get(turn)
         borrowed = set[Any]() if loans is None else set(loans.marks)
-        for mark, data in self._candidates(turn, borrowed):
+        ours = borrowed | self._layered_marks(turn)
+        for mark, data in in_order(self.data, self.keys, ours):
             if loans is not None and mark in borrowed:
                 there = loans.present(mark)
             elif turn is None:
@@ -425,34 +402,11 @@ class Shard(Generic[K, V]):
             cell = second.get(mark, MISSING)
         return data is not None if cell is MISSING else cell is not ABSENT
 
-    def _candidates(
-        self, turn: Turn | None, borrowed: set[Any]
-    ) -> Iterator[tuple[Any, bytes | None]]:
-        """Yield all marks of the store and of the layers in order, with the store's bytes."""
-        layers: list[Iterable[Any]] = [borrowed, self.unstored, self.storing]
+    def _layered_marks(self, turn: Turn | None) -> set[Any]:
+        layers: list[Iterable[Any]] = [self.unstored, self.storing]
         if turn is not None:
             layers += [self.undo_log, self.dirty, self.committing]
-        encode = self.keys.encode
-        ours = sorted(
-            {stored_key(encode(mark)): mark for layer in layers for mark in layer}.items()
-        )
-        at = 0
-        after: bytes | None = None
-        while True:
-            chunk = self.data.scan(after, _SCAN_CHUNK)
-            for key, data in chunk:
-                order = stored_key(key)
-                while at < len(ours) and ours[at][0] < order:
-                    yield ours[at][1], None
-                    at += 1
-                if at < len(ours) and ours[at][0] == order:
-                    at += 1
-                yield self.keys.mark_of(key), data
-            if len(chunk) < _SCAN_CHUNK:
-                break
-            after = chunk[-1][0]
-        for _, mark in ours[at:]:
-            yield mark, None
+        return {mark for layer in layers for mark in layer}
 
     # Commits
 
@@ -468,7 +422,7 @@ class Shard(Generic[K, V]):
             return None
         self.committing, self.dirty = self.dirty, {}
         self._size_committing = self._size_settled()
-        return Changes(self, self.committing)
+        return Changes(self.keys, self.values, self.committing)
 
     def committed(self, offset: int) -> None:
         """The commit has succeeded: hand its changes to the store some time.
@@ -505,7 +459,8 @@ class Shard(Generic[K, V]):
     def pressure(self) -> bool:
         """Whether so much waits for a commit or for the store that one should be made now."""
         waiting = len(self.dirty) + len(self.committing) + len(self.unstored) + len(self.storing)
-        return waiting >= self._generation_entries or self._pinned_bytes >= self.limits.bytes // 2
+        size = waiting * _ENTRY_BYTES + self._pinned_bytes
+        return waiting >= self._generation_entries or size >= self.limits.bytes // 2
 
     # Storing
 
@@ -519,7 +474,7 @@ class Shard(Generic[K, V]):
         if not self.unstored:
             return None
         self.storing, self.unstored = self.unstored, {}
-        return Changes(self, self.storing)
+        return Changes(self.keys, self.values, self.storing)
 
     def stored(self) -> None:
         """What was taken by :meth:`begin_store` is in the store now."""
