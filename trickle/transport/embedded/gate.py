@@ -24,7 +24,7 @@ __all__ = ["Gate"]
 PATIENCE = 0.05
 """Seconds at most that a writer lets another one go first."""
 
-_PAUSE_MAX = 0.004
+_PAUSE_MIN, _PAUSE_MAX = 0.0002, 0.002
 
 
 class Gate:
@@ -43,14 +43,15 @@ class Gate:
         Returns:
             Whether it is our turn now; :meth:`leave` ends it.
         """
-        pause = 0.0002
+        pause = _PAUSE_MIN
         patience = time.monotonic() + PATIENCE
         try:
             while wanted():
                 first = self._next.acquire() or time.monotonic() > patience
                 if first and self._writing.acquire():
                     return True
-                time.sleep(pause)
+                # One waits at the gate and looks often; those behind have time.
+                time.sleep(_PAUSE_MIN if self._next.held else pause)
                 pause = min(pause * 1.5, _PAUSE_MAX)
             return False
         finally:
