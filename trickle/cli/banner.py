@@ -157,7 +157,8 @@ class Banner:
         lines += _section("settings", chosen)
         others = [row for row in self._settings if row not in chosen]
         # Words of one setting stay together: a no-break space is not where lines are broken.
-        defaults = " · ".join(f"{name}={value}".replace(" ", "\xa0") for name, value, _ in others)
+        words = (f"{name}={value}".replace(" ", "\xa0") for name, value, _ in others)
+        defaults = "\xa0· ".join(words)
         width = min(_WIDTH_MAX, shutil.get_terminal_size().columns) - 11
         for number, line in enumerate(textwrap.wrap(defaults, max(30, width))):
             head = "defaults" if number == 0 else ""

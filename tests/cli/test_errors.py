@@ -1,0 +1,114 @@
+"""From groups of errors to sentences and exit codes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import trio
+
+from trickle.cli.errors import (
+    EXIT_ERROR,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    Stopped,
+    exit_code,
+    is_broken_pipe,
+    is_interrupt,
+    report,
+    sentences,
+)
+from trickle.exceptions import BrokerUnavailable, ConfigurationError, DecodeError, UsageError
+from trickle.utils.logs import Redactor
+
+
+def raised(error: BaseException) -> BaseException:
+    """Return the error as one that was raised here."""
+    try:
+        raise error
+    except BaseException as caught:  # noqa: BLE001 - the caught one is what is wanted
+        return caught
+
+
+def told(error: BaseException, *, debug: bool = False) -> tuple[int, str]:
+    stream = io.StringIO()
+    code = report(error, debug=debug, stream=stream, redact=Redactor(["canary"]))
+    return code, stream.getvalue()
+
+
+def test_the_leaves_of_groups_are_told_once_each() -> None:
+    error = BaseExceptionGroup(
+        "outer",
+        [
+            ExceptionGroup("inner", [BrokerUnavailable("no answer"), UsageError("wrong")]),
+            BrokerUnavailable("no answer"),
+        ],
+    )
+    assert sentences(error) == ["no answer", "wrong"]
+    assert told(error) == (EXIT_ERROR, "trickle: no answer\ntrickle: wrong\n")
+
+
+def test_a_cancellation_beside_an_error_is_not_told() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise DecodeError("unreadable")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+    assert sentences(caught.value) == ["unreadable"]
+
+
+def test_another_error_is_told_with_its_place_and_a_hint() -> None:
+    code, text = told(raised(KeyError("origin")))
+    assert code == EXIT_ERROR
+    first, second = text.splitlines()
+    assert first.startswith("trickle: KeyError: 'origin' (tests/cli/test_errors.py:")
+    assert first.endswith(" in raised)")
+    assert second == "trickle: --debug shows the traceback"
+
+
+def test_the_note_of_an_agent_says_where_whichever_group_carries_it() -> None:
+    inner = ValueError("no such carrier")
+    group = ExceptionGroup("an agent's own nursery", [inner])
+    group.add_note("agent 'delays' failed at the event of flights [2] at offset 7")
+    group.add_note("some library's note")
+    assert sentences(ExceptionGroup("run", [group])) == [
+        "agent 'delays' failed at the event of flights [2] at offset 7: ValueError: no such carrier"
+    ]
+    known = DecodeError("agent 'delays': not JSON")
+    known.add_note("agent 'delays' failed at the event of flights [2] at offset 7")
+    assert sentences(known) == ["agent 'delays': not JSON"]
+
+
+def test_exit_codes() -> None:
+    wrong, away = ConfigurationError("wrong"), BrokerUnavailable("away")
+    assert exit_code(wrong) == EXIT_USAGE
+    assert exit_code(ExceptionGroup("g", [wrong, UsageError("x")])) == EXIT_USAGE
+    assert exit_code(ExceptionGroup("g", [wrong, away])) == EXIT_ERROR
+    assert exit_code(away) == EXIT_ERROR
+    assert exit_code(Stopped("cut short")) == EXIT_STOPPED
+    assert exit_code(KeyboardInterrupt()) == EXIT_STOPPED
+
+
+def test_secrets_are_blanked_with_and_without_the_traceback() -> None:
+    error = raised(RuntimeError("login of canary failed"))
+    for debug in (False, True):
+        _, text = told(error, debug=debug)
+        assert "canary" not in text
+        assert "****" in text
+        assert ("Traceback" in text) is debug
+
+
+def test_many_errors_are_cut_short() -> None:
+    error = ExceptionGroup("g", [DecodeError(f"record {number}") for number in range(25)])
+    _, text = told(error)
+    assert text.count("\n") == 11
+    assert text.splitlines()[-1] == "trickle: and 15 more errors"
+
+
+def test_a_broken_pipe_and_an_interrupt_are_seen_inside_groups() -> None:
+    assert is_broken_pipe(ExceptionGroup("g", [BrokenPipeError(32, "x")]))
+    assert not is_broken_pipe(ExceptionGroup("g", [BrokenPipeError(32, "x"), ValueError()]))
+    assert is_interrupt(BaseExceptionGroup("g", [KeyboardInterrupt()]))
+    assert not is_interrupt(ValueError())
