@@ -44,6 +44,7 @@ from trickle.streams import Lane
 from trickle.streams.lane import CHUNK_MAX
 from trickle.tables import Shard
 from trickle.types import TopicPartition
+from trickle.utils.failpoints import fail_point
 
 __all__ = ["Committer", "Enrolled"]
 
@@ -307,6 +308,7 @@ class Committer(Service):
             return
         self._producer.hold()
         self._sensor.commit_started()
+        fail_point("commit-snapshot")
         try:
             # 2. and 3.
             changelog = (
@@ -327,6 +329,7 @@ class Committer(Service):
             self.broken = error
             self._sensor.commit_failed(trio.current_time() - started, error)
             raise
+        fail_point("commit-done")
         # 4. Nothing of this reaches a store before.
         if consumer is not None:
             consumer.committed(plan)

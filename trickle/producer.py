@@ -31,6 +31,7 @@ from trickle.transport.contract import (
     Transport,
 )
 from trickle.types import RecordMetadata, TopicPartition
+from trickle.utils.failpoints import fail_point
 
 __all__ = ["Producer"]
 
@@ -166,6 +167,7 @@ class Producer(Service):
         for topic, partition, pairs in changelog:
             await self._produce_changelog(client, topic, partition, pairs)
             await trio.lowlevel.checkpoint()
+        fail_point("commit-produced")
         if self.refused is not None:
             refused, self.refused = self.refused, None
             await client.abort()

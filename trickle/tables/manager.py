@@ -28,6 +28,7 @@ from trickle.tables.recovery import RecoveryProgress, recover
 from trickle.tables.shard import CacheLimits, Shard
 from trickle.tables.table import Table
 from trickle.transport.contract import TopicSpec, Transport
+from trickle.utils.failpoints import fail_point
 
 __all__ = ["TableManager", "TableManagerStatistics"]
 
@@ -370,7 +371,9 @@ class TableManager(Service):
                     TableWrite(table=shard.table, position=position, changes=await _encode(changes))
                     for shard, position, changes in taken
                 ]
+                fail_point("store-begin")
                 await held.environment.write(writes)
+                fail_point("store-end")
             except BaseException:
                 for shard, _, _ in taken:
                     shard.store_failed()

@@ -32,6 +32,7 @@ from trickle.stores.contract import (
 )
 from trickle.transport.contract import Batch, Reader, Transport, Watermarks
 from trickle.types import Headers, TopicPartition
+from trickle.utils.failpoints import fail_point
 
 __all__ = [
     "CHANGELOG_HEADERS",
@@ -372,4 +373,5 @@ class _Attempt:
                 )
         if writes:
             await self._environment.write(writes)
+            fail_point("recovery-write")
         self._clear.difference_update(positions)

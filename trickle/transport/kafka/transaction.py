@@ -35,6 +35,7 @@ from trickle.transport.contract import ConsumerOptions
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import FENCED, error_of, failed, refused_by, said
+from trickle.utils.failpoints import fail_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,9 @@ class Transactions:
             if offsets:
                 metadata = metadata or self._bare_metadata()
                 _retry(deadline, client.send_offsets_to_transaction, offsets, metadata)
+                fail_point("commit-offsets-sent")
             _retry(deadline, client.commit_transaction)
+            fail_point("commit-broker")
             self._begin()
         except KafkaException as raised:
             raise self._recover(error_of(raised), content) from raised
