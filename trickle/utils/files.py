@@ -72,8 +72,7 @@ class FileLock:
         return True
 
     def intact(self) -> bool:
-        """Tell whether the lock is held and its file still has a name: one that was deleted
-        excludes nobody."""
+        """Tell whether the lock is held, and its file has a name: a deleted one excludes nobody."""
         return self._fd is not None and os.fstat(self._fd).st_nlink > 0
 
     def release(self) -> None:
