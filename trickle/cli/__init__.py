@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trickle.cli.get import get
 from trickle.cli.lag import lag
 from trickle.cli.root import cli, main
 from trickle.cli.send import send
@@ -11,5 +12,5 @@ from trickle.cli.worker import worker
 
 __all__ = ["main"]
 
-for _command in (worker, send, tail, topics, lag):
+for _command in (worker, send, tail, get, topics, lag):
     cli.command()(_command)
