@@ -16,10 +16,22 @@ from trickle.types import Guarantee
 __all__ = ["main"]
 
 
+class Committed(trickle.BaseSensor):
+    """Counts the events of all commits that took effect."""
+
+    def __init__(self) -> None:
+        self.events = 0
+
+    def committed(self, seconds: float, events: int, partitions: int) -> None:
+        del seconds, partitions
+        self.events += events
+
+
 async def watched(
-    app: trickle.App, watch: Stopwatch, seen: list[int], done: Callable[[], bool], records: int
+    app: trickle.App, seen: list[int], done: Callable[[], bool], check: Callable[[], int]
 ) -> None:
-    """Run the app from its first record until all is done, and report."""
+    """Run the app from its first record until all is done, report, and check the result."""
+    watch = Stopwatch()
 
     async def begin() -> None:
         while not seen[0]:
@@ -29,13 +41,16 @@ async def watched(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(begin)
         async with app.run():
-            while seen[0] < records or not done():
-                await trio.sleep(0.005)
+            while not done():
+                await trio.sleep(0.002)
             watch.report(seen[0])
+            if check() != seen[0]:
+                raise RuntimeError(f"{check():,} of {seen[0]:,} records are in the result")
 
 
-async def stateless(app: trickle.App, records: int) -> None:
+async def stateless(app: trickle.App, committed: Committed, records: int) -> None:
     """Decode every record into a Struct."""
+    del committed
     flights = app.topic(TOPIC, key=bytes, value=Flight, partitions=PARTITIONS)
     seen, distance = [0], [0]
 
@@ -46,10 +61,10 @@ async def stateless(app: trickle.App, records: int) -> None:
             seen[0] += 1
 
     del read
-    await watched(app, Stopwatch(), seen, lambda: True, records)
+    await watched(app, seen, lambda: seen[0] >= records, lambda: seen[0])
 
 
-async def count(app: trickle.App, records: int) -> None:
+async def count(app: trickle.App, committed: Committed, records: int) -> None:
     """Count per key in a table; done when the last count is committed."""
     flights = app.topic(TOPIC, key=str, value=Flight, partitions=PARTITIONS)
     counts = app.table("counts", key=str, value=int, default=int)
@@ -62,11 +77,12 @@ async def count(app: trickle.App, records: int) -> None:
             seen[0] += 1
 
     del tally
-    await watched(app, Stopwatch(), seen, lambda: sum(counts.values()) >= records, records)
+    await watched(app, seen, lambda: committed.events >= records, lambda: sum(counts.values()))
 
 
-async def send(app: trickle.App, records: int) -> None:
+async def send(app: trickle.App, committed: Committed, records: int) -> None:
     """Send records from outside any event; done when all are delivered."""
+    del committed
     flights = app.topic(TOPIC, key=bytes, value=bytes, partitions=PARTITIONS)
     pairs: list[tuple[bytes | None, bytes]] = list(make_flights(records))
     watch = Stopwatch()
@@ -83,7 +99,7 @@ async def send(app: trickle.App, records: int) -> None:
         watch.report(records)
 
 
-WORKLOADS: dict[str, Callable[[trickle.App, int], Awaitable[None]]] = {
+WORKLOADS: dict[str, Callable[[trickle.App, Committed, int], Awaitable[None]]] = {
     "stateless": stateless,
     "count": count,
     "send": send,
@@ -103,15 +119,17 @@ def main() -> None:
     guarantee: Guarantee = (
         "exactly_once" if options.guarantee == "exactly_once" else "at_least_once"
     )
+    committed = Committed()
     app = trickle.App(
         options.group,
+        sensors=[committed],
         broker=options.broker,
         data_dir=options.data_dir,
         processing_guarantee=guarantee,
         web=False,
     )
     tune_gc()
-    trio.run(WORKLOADS[options.workload], app, options.records)
+    trio.run(WORKLOADS[options.workload], app, committed, options.records)
 
 
 if __name__ == "__main__":
