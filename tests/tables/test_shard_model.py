@@ -115,13 +115,11 @@ class ShardMachine(RuleBasedStateMachine):
 
     # The event in hand
 
-    @rule(n=KEYS, v=st.integers(-5, 5))
     def put(self, n: int, v: int) -> None:
         key, value = self.kind.key(n), self.kind.value(v)
         self.writer.within(self.table.__setitem__, key, value)
         self.current[key] = copy.deepcopy(value)
 
-    @rule(n=KEYS, v=st.integers(-5, 5))
     def change(self, n: int, v: int) -> None:
         key = self.kind.key(n)
         self.writer.within(self.kind.change, self.table, key, v)
@@ -129,7 +127,6 @@ class ShardMachine(RuleBasedStateMachine):
             self.current[key] = self.table.default()
         self.kind.change(self.current, key, v)
 
-    @rule(n=KEYS)
     def delete(self, n: int) -> None:
         key = self.kind.key(n)
         gone = self.writer.within(self.table.pop, key, None)
@@ -160,6 +157,31 @@ class ShardMachine(RuleBasedStateMachine):
     def fail(self) -> None:
         self.writer.fail()
         self.current = copy.deepcopy(self.settled)
+
+    @rule(
+        steps=st.lists(st.tuples(st.sampled_from("pcd"), KEYS, st.integers(-5, 5)), max_size=4),
+        how=st.sampled_from(["settle", "settle", "fail", "open"]),
+    )
+    def event(self, steps: list[tuple[str, int, int]], how: str) -> None:
+        """A whole event: rules of one step each would seldom get so far."""
+        for step, n, v in steps:
+            if step == "p":
+                self.put(n, v)
+            elif step == "c":
+                self.change(n, v)
+            else:
+                self.delete(n)
+        if how == "settle":
+            self.settle()
+        elif how == "fail":
+            self.fail()
+
+    @precondition(lambda self: self.committing is None)
+    @rule()
+    def whole_commit(self) -> None:
+        self.snapshot()
+        if self.committing is not None:
+            self.commit()
 
     # Others
 
