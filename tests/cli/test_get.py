@@ -1,4 +1,4 @@
-"""``trickle get``: committed values, while a worker runs, after it, and from the changelog alone."""
+"""``trickle get``: committed values while a worker runs, after it, and without its store."""
 
 from __future__ import annotations
 

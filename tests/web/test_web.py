@@ -15,10 +15,13 @@ import trio
 from trickle.exceptions import ConfigurationError
 from trickle.service import Service, ServiceStatistics
 from trickle.web import Health, Web
-from trickle.web.guard import BODY_BYTES_MAX
+from trickle.web.guard import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+BODY_BYTES_MAX = 1 << 20
+HASTY = Limits(idle_timeout=0.3, body_timeout=0.3, response_timeout=0.3, connections=5)
 
 
 class View:
@@ -39,9 +42,9 @@ class View:
 
 @asynccontextmanager
 async def serving(
-    view: View, *, port: int | None = 0, token: str | None = None
-) -> AsyncGenerator[Web, None]:
-    web = Web(view, port=port, token=token)
+    view: View, *, port: int | None = 0, token: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> AsyncGenerator[Web]:
+    web = Web(view, port=port, token=token, limits=limits)
     async with trio.open_nursery() as nursery:
         await nursery.start(web.run)
         yield web
@@ -132,15 +135,16 @@ async def test_a_large_chunked_body_is_refused_once_it_is_too_large() -> None:
 
 
 async def test_a_stalled_body_ends_in_time() -> None:
-    async with serving(View()) as web:
+    async with serving(View(), limits=HASTY) as web:
         head = f"POST /health/live HTTP/1.1\r\nHost: 127.0.0.1:{web.port}\r\n"
-        answer = await talk(web, f"{head}Content-Length: 10\r\n\r\nabc".encode(), within=8)
+        answer = await talk(web, f"{head}Content-Length: 10\r\n\r\nabc".encode())
         assert answer.startswith(b"HTTP/1.1 408")
+        assert b"did not arrive within 0.3 s" in answer
 
 
 async def test_a_half_head_is_closed_in_time() -> None:
-    async with serving(View()) as web:
-        assert await talk(web, b"GET /health/live HTTP/1.1\r\nHost: 1", within=8) == b""
+    async with serving(View(), limits=HASTY) as web:
+        assert await talk(web, b"GET /health/live HTTP/1.1\r\nHost: 1") == b""
 
 
 async def test_a_head_of_20_kb_and_garbage_are_refused() -> None:
@@ -213,11 +217,27 @@ async def test_its_end_does_not_wait_for_open_connections() -> None:
 
 
 async def test_only_so_many_connections_are_open_at_a_time() -> None:
-    """101 idle connections: the last is served once the server has closed one of the others."""
-    async with serving(View()) as web:
-        idle = [await trio.open_tcp_stream("127.0.0.1", web.port or 0) for _ in range(100)]
+    """One more than may be open: it is served once the server has closed an idle one."""
+    async with serving(View(), limits=HASTY) as web:
+        idle = [await trio.open_tcp_stream("127.0.0.1", web.port or 0) for _ in range(5)]
+        began = trio.current_time()
         request = f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1:{web.port}\r\n"
-        answer = await talk(web, f"{request}Connection: close\r\n\r\n".encode(), within=9)
+        answer = await talk(web, f"{request}Connection: close\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 200")
+        assert trio.current_time() - began > 0.1
         for stream in idle:
             await stream.aclose()
+
+
+async def test_a_connection_that_is_kept_open_is_closed_when_idle() -> None:
+    async with serving(View(), limits=HASTY) as web:
+        request = f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1:{web.port}\r\n\r\n"
+        answer = await talk(web, (request * 2).encode())
+        assert answer.count(b"HTTP/1.1 200") == 2
+
+
+async def test_a_refused_connection_is_closed() -> None:
+    """Refusals come before a page has run; none may leave its connection open."""
+    async with serving(View(), token="canary-token") as web:
+        for request in ("GET / HTTP/1.1\r\nHost: evil\r\n\r\n", "POST / HTTP/1.1\r\n\r\n"):
+            assert b"HTTP/1.1 4" in await talk(web, request.encode(), within=2)

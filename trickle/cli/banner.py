@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from trickle.cli.output import Output, abandon_output
 from trickle.config import shown
 from trickle.topics import Topic
 from trickle.worker import Ending, lane_words
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from trickle.agents import Agent
     from trickle.app import App
-    from trickle.cli.output import Output
     from trickle.config import Resolved
     from trickle.run import Run
     from trickle.utils.logs import Redactor
@@ -133,9 +133,16 @@ class Banner:
         )
 
     def _tell(self, event: str, facts: dict[str, Any]) -> None:
-        if self._events is not None:
+        if self._events is None:
+            return
+        try:
             self._events.line({"event": event, **facts}, "")
             self._events.flush()
+        except BrokenPipeError:
+            # Whoever watched has gone: no reason for the work to end.
+            abandon_output()
+            self._events = None
+            logger.warning("nobody reads standard output any more: no further JSON documents")
 
     def _lines(self) -> list[Text]:
         app = self._app

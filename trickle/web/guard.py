@@ -21,16 +21,39 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+import msgspec
 import trio
 
-__all__ = ["BODY_BYTES_MAX", "BODY_TIMEOUT", "HEAD_BYTES_MAX", "Guard"]
+__all__ = ["DEFAULT_LIMITS", "Guard", "Limits"]
 
 logger = logging.getLogger("trickle.web")
 
-HEAD_BYTES_MAX = 8 << 10
-BODY_BYTES_MAX = 1 << 20
-BODY_TIMEOUT = 5.0  # seconds from the request's head to the end of its body
-RESPONSE_TIMEOUT = 30.0  # seconds that a page may take
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may ask of the server; seconds and bytes.
+
+    Attributes:
+        head_bytes: of a request's line and headers.
+        body_bytes: of its body.
+        connections: open at a time; more wait in the kernel's backlog.
+        idle_timeout: for a request's head to come, and between two requests.
+        body_timeout: from the request's head to the end of its body.
+        response_timeout: that a page may take.
+        send_timeout: that a client may take to read what it is sent.
+        quiet_timeout: without a byte in either direction.
+    """
+
+    head_bytes: int = 8 << 10
+    body_bytes: int = 1 << 20
+    connections: int = 100
+    idle_timeout: float = 5.0
+    body_timeout: float = 5.0
+    response_timeout: float = 30.0
+    send_timeout: float = 10.0
+    quiet_timeout: float = 60.0
+
+
+DEFAULT_LIMITS = Limits()
 
 Message: TypeAlias = MutableMapping[str, Any]  # ASGI's own shape: the values are of many types
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -47,6 +70,7 @@ class Guard:
         app: the pages.
         hosts: the values of ``Host`` that are answered, port included; None answers any.
         token: the bearer token that a request must carry; None asks for none.
+        limits: of head, body and time.
 
     """
 
@@ -56,14 +80,12 @@ class Guard:
         *,
         hosts: frozenset[str] | None = None,
         token: str | None = None,
-        body_timeout: float = BODY_TIMEOUT,
-        response_timeout: float = RESPONSE_TIMEOUT,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._app = app
         self._hosts = hosts
         self._token = token.encode() if token is not None else None
-        self._body_timeout = body_timeout
-        self._response_timeout = response_timeout
+        self._limits = limits
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -73,10 +95,11 @@ class Guard:
         if scope["type"] != "http":  # no page speaks websocket
             await send({"type": "websocket.close", "code": 1008})
             return
+        limits = self._limits
         # h11 bounds only a head that comes in pieces: one that is there at once passes it.
         head_bytes = len(scope["raw_path"]) + sum(len(n) + len(v) for n, v in scope["headers"])
-        if head_bytes > HEAD_BYTES_MAX:
-            await _refuse(send, 431, f"the request's head is larger than {HEAD_BYTES_MAX} bytes")
+        if head_bytes > limits.head_bytes:
+            await _refuse(send, 431, f"the request's head is larger than {limits.head_bytes} bytes")
             return
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
@@ -87,16 +110,16 @@ class Guard:
             await _refuse(send, 401, "this server asks for its bearer token (setting web_token)")
             return
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > BODY_BYTES_MAX:
-            await _refuse(send, 413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+        if length.isdigit() and int(length) > limits.body_bytes:
+            await _refuse(send, 413, f"the body is larger than {limits.body_bytes} bytes")
             return
         body: bytes | None = None
-        with trio.move_on_after(self._body_timeout) as reading:
-            body = await _read_body(receive)
+        with trio.move_on_after(limits.body_timeout) as reading:
+            body = await _read_body(receive, limits.body_bytes)
         if reading.cancelled_caught:
-            await _refuse(send, 408, f"the body did not arrive within {self._body_timeout} s")
+            await _refuse(send, 408, f"the body did not arrive within {limits.body_timeout:g} s")
         elif body is None:
-            await _refuse(send, 413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+            await _refuse(send, 413, f"the body is larger than {limits.body_bytes} bytes")
         else:
             await self._pass_on(scope, _replay(body, receive), send)
 
@@ -118,7 +141,7 @@ class Guard:
             with trio.CancelScope(shield=True):
                 await send(message)
 
-        with trio.move_on_after(self._response_timeout) as answering:
+        with trio.move_on_after(self._limits.response_timeout) as answering:
             try:
                 await self._app(scope, receive, watched)
             except Exception:
@@ -126,10 +149,12 @@ class Guard:
                 if not begun:
                     await _refuse(send, 500, "the page failed: the server's log says why")
         if answering.cancelled_caught and not begun:
-            await _refuse(send, 503, f"the page took longer than {self._response_timeout} s")
+            await _refuse(
+                send, 503, f"the page took longer than {self._limits.response_timeout:g} s"
+            )
 
 
-async def _read_body(receive: Receive) -> bytes | None:
+async def _read_body(receive: Receive, size_max: int) -> bytes | None:
     """Return the whole body, None where it grew too large."""
     body = bytearray()
     while True:
@@ -137,7 +162,7 @@ async def _read_body(receive: Receive) -> bytes | None:
         if message["type"] != "http.request":
             return bytes(body)  # the client has gone; the page finds that out by its own receive
         body += message.get("body", b"")
-        if len(body) > BODY_BYTES_MAX:
+        if len(body) > size_max:
             return None
         if not message.get("more_body", False):
             return bytes(body)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from trickle.web.guard import BODY_BYTES_MAX, Guard
+from trickle.web.guard import Guard, Limits
 from trickle.web.health import health_pages
 from trickle.web.responses import json_response
 
@@ -23,17 +23,19 @@ __all__ = ["make_app"]
 logger = logging.getLogger("trickle.web")
 
 
-def make_app(view: WebView, hosts: frozenset[str] | None, token: str | None) -> ASGIFramework:
-    """Return the ASGI application of one Run; hosts and token are the guard's."""
+def make_app(
+    view: WebView, hosts: frozenset[str] | None, token: str | None, limits: Limits
+) -> ASGIFramework:
+    """Return the ASGI application of one Run; hosts, token and limits are the guard's."""
     # No folder of its own: nothing is served from files.
     app = QuartTrio("trickle.web", static_folder=None, template_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
+    app.config["MAX_CONTENT_LENGTH"] = limits.body_bytes
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _page_error)
     app.register_blueprint(health_pages(view))
     # Two spellings of ASGI's types meet here: hypercorn's TypedDicts and our plain mappings.
-    return cast("ASGIFramework", Guard(app, hosts=hosts, token=token))  # pyright: ignore[reportArgumentType]
+    return cast("ASGIFramework", Guard(app, hosts=hosts, token=token, limits=limits))  # pyright: ignore[reportArgumentType]
 
 
 async def _http_error(error: HTTPException) -> Response:

@@ -26,7 +26,7 @@ import trio
 
 from trickle.exceptions import ConfigurationError
 from trickle.service import Service
-from trickle.web.guard import HEAD_BYTES_MAX
+from trickle.web.guard import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
@@ -40,10 +40,7 @@ logger = logging.getLogger("trickle.web")
 
 DEFAULT_PORT = 6066
 _PORTS_TRIED = 100
-_CONNECTIONS_MAX = 100
-_IDLE_TIMEOUT = 5  # seconds for a request's head, and between two requests
-_QUIET_MAX = 60.0  # seconds without a byte in either direction
-_SEND_TIMEOUT = 10.0  # seconds that a client may take to read what it is sent
+_BACKLOG = 100
 
 
 def is_loopback(host: str) -> bool:
@@ -74,7 +71,7 @@ def open_socket(host: str, port: int | None) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host.strip("[]"), candidate))
-            sock.listen(_CONNECTIONS_MAX)
+            sock.listen(_BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()
@@ -112,6 +109,7 @@ class Web(Service):
         host: an address of this machine; other than loopback only with a token.
         port: None takes the default or the next one that is free.
         token: what requests, except health probes, must carry as ``Authorization: Bearer …``.
+        limits: what one client may ask of it.
 
     Raises:
         ConfigurationError: a wider bind without a token.
@@ -126,6 +124,7 @@ class Web(Service):
         host: str = "127.0.0.1",
         port: int | None = None,
         token: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         super().__init__()
         if not is_loopback(host) and not token:
@@ -137,6 +136,7 @@ class Web(Service):
         self._host = host
         self._asked_port = port
         self._token = token or None
+        self._limits = limits
         self.port: int | None = None
 
     @property
@@ -155,9 +155,9 @@ class Web(Service):
         sock = open_socket(self._host, self._asked_port)
         try:
             self.port = int(sock.getsockname()[1])
-            app = make_app(self._view, self._hosts(), self._token)
+            app = make_app(self._view, self._hosts(), self._token, self._limits)
             listener = CappedListener(
-                trio.SocketListener(trio.socket.from_stdlib_socket(sock)), _CONNECTIONS_MAX
+                trio.SocketListener(trio.socket.from_stdlib_socket(sock)), self._limits
             )
             await _serve(app, self._config(), listener, task_status)
         finally:
@@ -170,10 +170,10 @@ class Web(Service):
         config = Config()
         config.errorlog = logging.getLogger("hypercorn.error")
         config.include_server_header = False
-        config.h11_max_incomplete_size = HEAD_BYTES_MAX
-        config.h2_max_header_list_size = HEAD_BYTES_MAX
+        config.h11_max_incomplete_size = self._limits.head_bytes
+        config.h2_max_header_list_size = self._limits.head_bytes
         config.h2_max_concurrent_streams = 10
-        config.keep_alive_timeout = _IDLE_TIMEOUT
+        config.keep_alive_timeout = self._limits.idle_timeout
         return config
 
     def _hosts(self) -> frozenset[str] | None:
@@ -191,8 +191,9 @@ class Connection(trio.abc.Stream):
     not run while a request is in hand.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, limits: Limits) -> None:
         self._stream = stream
+        self._limits = limits
         self._moved_at = trio.current_time()
         self.socket = stream.socket  # hypercorn asks it for the addresses
 
@@ -203,7 +204,7 @@ class Connection(trio.abc.Stream):
             trio.BrokenResourceError: the client does not take it.
 
         """
-        with trio.move_on_after(_SEND_TIMEOUT):
+        with trio.move_on_after(self._limits.send_timeout):
             await self._stream.send_all(data)
             self._moved_at = trio.current_time()
             return
@@ -221,8 +222,9 @@ class Connection(trio.abc.Stream):
             trio.BrokenResourceError: nothing has moved for too long, in either direction.
 
         """
-        while trio.current_time() < self._moved_at + _QUIET_MAX:
-            with trio.move_on_at(self._moved_at + _QUIET_MAX):
+        quiet_max = self._limits.quiet_timeout
+        while trio.current_time() < self._moved_at + quiet_max:
+            with trio.move_on_at(self._moved_at + quiet_max):
                 data = await self._stream.receive_some(max_bytes)
                 self._moved_at = trio.current_time()
                 return data
@@ -244,15 +246,16 @@ class Connection(trio.abc.Stream):
 class CappedListener(trio.abc.Listener[Connection]):
     """Accepts while fewer than so many connections are open; the others wait in the backlog."""
 
-    def __init__(self, listener: trio.SocketListener, connections_max: int) -> None:
+    def __init__(self, listener: trio.SocketListener, limits: Limits) -> None:
         self._listener = listener
-        self._slots = trio.Semaphore(connections_max)
+        self._limits = limits
+        self._slots = trio.Semaphore(limits.connections)
 
     async def accept(self) -> Connection:
         """Wait for a free place, then for a connection."""
         await self._slots.acquire()
         try:
-            return Connection(await self._listener.accept())
+            return Connection(await self._listener.accept(), self._limits)
         except BaseException:
             self._slots.release()
             raise
