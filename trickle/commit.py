@@ -333,7 +333,8 @@ class Committer(Service):
         # 4. Nothing of this reaches a store before.
         if consumer is not None:
             consumer.committed(plan)
-        for partition, shard, _ in dirty:
+        for partition, shard, changes in dirty:
+            self._sensor.table_changed(shard.table, len(changes))
             shard.committed(ends[partition])
         self._producer.release()
         self._last = trio.current_time()

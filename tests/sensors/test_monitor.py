@@ -121,8 +121,8 @@ def test_commits(monitor: Monitor, clock: Clock) -> None:
 
 
 def test_tables_rebalances_and_sends(monitor: Monitor) -> None:
-    monitor.table_accessed("counts", reads=10, writes=4)
-    monitor.table_accessed("counts", reads=1, writes=1)
+    monitor.table_changed("counts", 4)
+    monitor.table_changed("counts", 1)
     monitor.recovered("counts", 0, 1000, 0.5)
     monitor.rebalance_started()
     assert monitor.statistics().rebalancing
@@ -130,7 +130,7 @@ def test_tables_rebalances_and_sends(monitor: Monitor) -> None:
     monitor.sent("t", 0.003)
     picture = monitor.statistics()
     counts = picture.tables["counts"]
-    assert (counts.reads, counts.writes, counts.recovered) == (11, 5, 1000)
+    assert (counts.changed, counts.recovered) == (5, 1000)
     assert (picture.recovery.shards, picture.recovery.records, picture.recovery.seconds) == (
         1,
         1000,
@@ -145,7 +145,7 @@ def test_the_picture_is_frozen_plain_data(monitor: Monitor) -> None:
     monitor.assigned([T0])
     monitor.records_in("t", 0, 5, 5)
     monitor.events_settled("a", 0, 5)
-    monitor.table_accessed("x", 1, 1)
+    monitor.table_changed("x", 1)
     picture = monitor.statistics()
     assert msgspec.json.decode(msgspec.json.encode(picture), type=MonitorStatistics) == picture
     with pytest.raises(AttributeError):

@@ -72,10 +72,9 @@ class AgentStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Reads and writes of one table since the start, by its events."""
+    """One table since the start: keys changed, once for each commit; records recovered."""
 
-    reads: int = 0
-    writes: int = 0
+    changed: int = 0
     recovered: int = 0
 
 
@@ -171,10 +170,10 @@ class _Agent:
 
 
 class _Table:
-    __slots__ = ("reads", "recovered", "writes")
+    __slots__ = ("changed", "recovered")
 
     def __init__(self) -> None:
-        self.reads = self.writes = self.recovered = 0
+        self.changed = self.recovered = 0
 
 
 class Monitor(Service, BaseSensor):
@@ -262,11 +261,10 @@ class Monitor(Service, BaseSensor):
 
     # Tables
 
-    def table_accessed(self, table: str, reads: int, writes: int) -> None:
-        """See :meth:`Sensor.table_accessed`."""
+    def table_changed(self, table: str, keys: int) -> None:
+        """See :meth:`Sensor.table_changed`."""
         counter = self._table(table)
-        counter.reads += reads
-        counter.writes += writes
+        counter.changed += keys
 
     def recovered(self, table: str, partition: int, records: int, seconds: float) -> None:
         """See :meth:`Sensor.recovered`."""
@@ -354,7 +352,7 @@ class Monitor(Service, BaseSensor):
             topics={name: _topic(topic, now) for name, topic in sorted(self._topics.items())},
             agents={name: _agent(agent, now) for name, agent in sorted(self._agents.items())},
             tables={
-                name: TableStatistics(reads=t.reads, writes=t.writes, recovered=t.recovered)
+                name: TableStatistics(changed=t.changed, recovered=t.recovered)
                 for name, t in sorted(self._tables.items())
             },
             partitions=tuple(

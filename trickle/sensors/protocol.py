@@ -71,8 +71,8 @@ class Sensor(Protocol):
 
     # Tables
 
-    def table_accessed(self, table: str, reads: int, writes: int) -> None:
-        """A table was read and written so many times."""
+    def table_changed(self, table: str, keys: int) -> None:
+        """A commit held so many changed keys of a table."""
         ...
 
     # Commits
@@ -149,8 +149,8 @@ class BaseSensor:
     def latency(self, agent: str, seconds: float) -> None:
         """See :meth:`Sensor.latency`."""
 
-    def table_accessed(self, table: str, reads: int, writes: int) -> None:
-        """See :meth:`Sensor.table_accessed`."""
+    def table_changed(self, table: str, keys: int) -> None:
+        """See :meth:`Sensor.table_changed`."""
 
     def commit_started(self) -> None:
         """See :meth:`Sensor.commit_started`."""
@@ -226,9 +226,9 @@ class Sensors(BaseSensor):
         for sensor in self.members:
             sensor.latency(agent, seconds)
 
-    def table_accessed(self, table: str, reads: int, writes: int) -> None:
+    def table_changed(self, table: str, keys: int) -> None:
         for sensor in self.members:
-            sensor.table_accessed(table, reads, writes)
+            sensor.table_changed(table, keys)
 
     def commit_started(self) -> None:
         for sensor in self.members:
