@@ -40,6 +40,7 @@ ROOMS: list[str] = [
     "agents",
     "conductor",
     "topology",
+    "definitions",
     "web",
     "run",
     "app",

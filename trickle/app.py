@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, cast, overload
 
-import msgspec
 from typing_extensions import TypeForm, TypeVar, Unpack
 
 from trickle.agents import Agent, AgentFunction, Sink
 from trickle.config import Resolved, SettingArguments, check_arguments, resolve
+from trickle.definitions import Command, Definitions, ServiceDefinition, Timer
 from trickle.exceptions import DefinitionError
 from trickle.policies import DeadLetter, Policy, Retry
 from trickle.run import Run, open_run
@@ -24,7 +24,7 @@ from trickle.types import Codec, Duration, Partitioner
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
 
-__all__ = ["App", "Command", "ServiceDefinition", "Timer"]
+__all__ = ["App"]
 
 V = TypeVar("V", default=Any)
 K = TypeVar("K", default=Any)
@@ -33,28 +33,6 @@ KT = TypeVar("KT")
 S = TypeVar("S", bound=Service)
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", bound=Callable[[], Awaitable[None]])
-
-
-class Timer(msgspec.Struct, frozen=True):
-    """A function and the seconds between two of its calls."""
-
-    name: str
-    function: Callable[[], Awaitable[None]]
-    interval: float
-
-
-class Command(msgspec.Struct, frozen=True):
-    """A function of the user's that the command line offers."""
-
-    name: str
-    function: Callable[..., Awaitable[Any]]
-
-
-class ServiceDefinition(msgspec.Struct, frozen=True):
-    """A service class of the user's, and how often a failed one is started again."""
-
-    factory: type[Service]
-    restart: Restart | None
 
 
 class _AgentDecorator(Generic[V, K]):
@@ -333,11 +311,24 @@ class App:
             TransportError: the broker is away, or a topic is not as it must be.
             ExceptionGroup: what stopped it while it ran.
         """
-        return open_run(self, self.resolve())
+        return open_run(self.definitions(), self.resolve())
 
     def client(self) -> AbstractAsyncContextManager[Run]:
         """Run without agents, timers or membership: to send, and to read committed values."""
-        return open_run(self, self.resolve(), client=True)
+        return open_run(self.definitions(), self.resolve(), client=True)
+
+    def definitions(self) -> Definitions:
+        """Return all that is defined so far, as a Run takes it."""
+        return Definitions(
+            id=self.id,
+            topics=tuple(self._topics.values()),
+            agents=tuple(self._agents.values()),
+            tables=tuple(self._tables.values()),
+            timers=tuple(self.timers),
+            tasks=tuple(self.tasks),
+            services=tuple(self.services),
+            sensors=self.sensors,
+        )
 
     # Registries
 

@@ -38,6 +38,7 @@ from trickle.conductor import Conductor
 from trickle.config import Resolved
 from trickle.consumer import Consumer
 from trickle.context import OUTLET
+from trickle.definitions import Definitions
 from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
 from trickle.producer import Producer
@@ -59,7 +60,6 @@ from trickle.transport.contract import (
 from trickle.web import Health, Web
 
 if TYPE_CHECKING:
-    from trickle.app import App
     from trickle.stores.contract import Store
 
 __all__ = ["Run", "Surroundings", "open_run"]
@@ -98,7 +98,7 @@ class Run(Service):
     """One running instance of an App.
 
     Attributes:
-        app: the definitions.
+        definitions: what it brings to life.
         settings: the effective settings.
         sources: where each setting came from.
         monitor: counts, rates and latencies.
@@ -108,10 +108,15 @@ class Run(Service):
     name = "Run"
 
     def __init__(
-        self, app: App, resolved: Resolved, surroundings: Surroundings, *, client: bool
+        self,
+        definitions: Definitions,
+        resolved: Resolved,
+        surroundings: Surroundings,
+        *,
+        client: bool,
     ) -> None:
         super().__init__()
-        self.app = app
+        self.definitions = definitions
         self.settings = resolved.settings
         self.sources = resolved.sources
         self.monitor = Monitor(clock=trio.current_time)
@@ -124,7 +129,7 @@ class Run(Service):
         self.web: Web | None = None
         self._client = client
         self._surroundings = surroundings
-        self._sensor = Sensors((self.monitor, *app.sensors))
+        self._sensor = Sensors((self.monitor, *definitions.sensors))
         self._hard = trio.CancelScope(shield=True)
         self._work = trio.CancelScope()
         self._stopping = False
@@ -199,7 +204,7 @@ class Run(Service):
         if self._identity is not None:
             self._identity.release()
         if self._failures:
-            raise ExceptionGroup(f"the app {self.app.id!r} failed", self._failures)
+            raise ExceptionGroup(f"the app {self.definitions.id!r} failed", self._failures)
 
     async def _watch(self) -> None:
         """Take a cancellation from outside as the request to stop."""
@@ -212,13 +217,13 @@ class Run(Service):
         settings = self.settings
         topics: dict[str, TopicInfo] = {}
         await self._start(self.monitor)
-        app = self.app
-        agents = [] if self._client else list(app.agents.values())
-        tables = list(app.tables.values())
+        app = self.definitions
+        agents = [] if self._client else list(app.agents)
+        tables = list(app.tables)
         self.topology = await prepare(
             transport.admin,
             agents=agents,
-            topics=app.topics.values(),
+            topics=app.topics,
             tables=tables if not self._client else (),
             declare=settings.declare_topics,
             partitions=settings.partitions,
@@ -238,19 +243,19 @@ class Run(Service):
 
     def _identify(self, agents: list[Any]) -> Identity:
         exact = self.settings.processing_guarantee == "exactly_once"
-        if not exact or not (agents or self.app.timers) or self._client:
+        if not exact or not (agents or self.definitions.timers) or self._client:
             return Identity("", None)
         if self._surroundings.name is not None:
-            return Identity(f"{self.app.id}-{self._surroundings.name}", None)
+            return Identity(f"{self.definitions.id}-{self._surroundings.name}", None)
         if self.settings.broker.startswith("memory://"):
-            return Identity(f"{self.app.id}-memory-{id(self):x}", None)
-        return claim_identity(self.app.id, self.settings.data_dir)
+            return Identity(f"{self.definitions.id}-memory-{id(self):x}", None)
+        return claim_identity(self.definitions.id, self.settings.data_dir)
 
     async def _start_producer(
         self, transport: Transport, identity: Identity, topics: dict[str, TopicInfo]
     ) -> None:
         options = ProducerOptions(
-            group=self.app.id,
+            group=self.definitions.id,
             transactional_id=identity.transactional_id or None,
             transaction_timeout=self.settings.transaction_timeout,
         )
@@ -261,12 +266,12 @@ class Run(Service):
     async def _start_tables(self, transport: Transport) -> None:
         settings = self.settings
         make = self._surroundings.store
-        directory = settings.data_dir / self.app.id / "tables"
+        directory = settings.data_dir / self.definitions.id / "tables"
         store = make() if make is not None else open_store(settings.store, directory)
         self.tables = TableManager(
             transport,
             store,
-            self.app.tables.values(),
+            self.definitions.tables,
             transactional=settings.processing_guarantee == "exactly_once",
             recovery_timeout=settings.recovery_timeout,
             cache=CacheLimits(entries=1 << 40, bytes=settings.cache_bytes),
@@ -298,7 +303,7 @@ class Run(Service):
         assert self.producer is not None
         assert self.tables is not None
         options = ConsumerOptions(
-            group=self.app.id,
+            group=self.definitions.id,
             topics=tuple(sorted(topology.counts)),
             session_timeout=settings.session_timeout,
             rebalance_timeout=settings.drain_timeout + settings.broker_timeout + 10,
@@ -351,17 +356,17 @@ class Run(Service):
                 self, host=settings.web_host, port=settings.web_port, token=settings.web_token
             )
             await self._start(self.web)
-        for definition in self.app.services:
+        for definition in self.definitions.services:
             service = definition.factory()
             if definition.restart is not None:
                 service = _Supervised(service, definition.restart)
             await self._start(service)
-        for timer in self.app.timers:
+        for timer in self.definitions.timers:
             now_ms = lambda: round(self._surroundings.now() * 1000)  # noqa: E731
             await self._start(
                 TimerService(timer.name, timer.function, timer.interval, committer, now_ms)
             )
-        for task in self.app.tasks:
+        for task in self.definitions.tasks:
             await self._start(_Task(task))
 
     def _open_transport(self) -> AbstractAsyncContextManager[Transport]:
@@ -477,10 +482,14 @@ class _Supervised(Service):
 
 @asynccontextmanager
 async def open_run(
-    app: App, resolved: Resolved, *, client: bool = False, surroundings: Surroundings | None = None
+    definitions: Definitions,
+    resolved: Resolved,
+    *,
+    client: bool = False,
+    surroundings: Surroundings | None = None,
 ) -> AsyncGenerator[Run, None]:
     """Start a Run; entered when it is ready, left when it has drained and committed."""
-    run = Run(app, resolved, surroundings or Surroundings(), client=client)
+    run = Run(definitions, resolved, surroundings or Surroundings(), client=client)
     async with trio.open_nursery() as nursery:
         await nursery.start(run.run)
         outlet = OUTLET.set(run.producer)

@@ -179,7 +179,7 @@ class Worker(Service):
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         """Run until stopped; what the Run raises leaves from here."""
         self._started_at = time.monotonic()
-        run = Run(self._app, self._resolved, Surroundings(), client=False)
+        run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)
         with self._listening(run):
             await run.run(task_status=_Ready(lambda: self._on_ready(run), task_status))

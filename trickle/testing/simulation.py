@@ -104,7 +104,9 @@ class Simulation:
             name=f"worker-{worker.number}",
         )
         try:
-            async with open_run(self.app, resolved, surroundings=surroundings) as live:
+            async with open_run(
+                self.app.definitions(), resolved, surroundings=surroundings
+            ) as live:
                 worker.run = live
                 worker.started.set()
                 await live.wait_stopped()
