@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from tests.transport.helpers import (
     LIMIT,
@@ -129,6 +130,20 @@ async def test_pausing_keeps_order_and_skips_and_doubles_nothing(transport: Tran
             while positions[first] < count:
                 records += await fetch_until(client, 1, positions)
     assert by_partition(records) == {n: numbered(count) for n in range(3)}
+
+
+async def test_resuming_wakes_a_fetch_that_waits(transport: Transport) -> None:
+    """All is paused when the fetch begins to wait; then it is resumed, and nothing else happens."""
+    topic = await filled(transport, 1, 10)
+    zero = TopicPartition(topic, 0)
+    with trio.fail_after(LIMIT):
+        async with joined(transport, unique("group"), topic) as (client, listener):
+            await listener.until_held(1)
+            await client.assign({zero: 0}, paused=[zero])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fetch_until, client, 10, {zero: 0})
+                await trio.testing.wait_all_tasks_blocked()
+                client.resume([zero])
 
 
 async def test_a_fetch_that_is_cancelled_loses_nothing(transport: Transport) -> None:

@@ -125,6 +125,16 @@ async def test_a_crash_commits_nothing_and_says_nothing(memory: MemoryTransport)
     assert await memory.admin.committed("group", [ZERO]) == {ZERO: None}
 
 
+async def test_an_error_in_the_block_says_nothing_either(memory: MemoryTransport) -> None:
+    listener = Listener()
+    with pytest.raises(LookupError):
+        async with joined(memory, "group", "topic", listener=listener):
+            await listener.until_held(2)
+            raise LookupError
+    assert listener.count("revoked") == 0
+    assert memory.broker.members("group") == ()
+
+
 async def test_a_crash_inside_a_listeners_call_ends_the_call(memory: MemoryTransport) -> None:
     entered = trio.Event()
 
@@ -215,13 +225,40 @@ async def test_a_member_that_does_not_give_back_in_time_is_given_up(
     holder, newcomer = Listener("holder", on_revoked=hang), Listener("newcomer")
     async with joined(memory, "group", "topic", listener=holder) as (holder_client, _):
         await holder.until_held(2)
-        async with joined(memory, "group", "topic", listener=newcomer):
+        async with joined(memory, "group", "topic", listener=newcomer) as (client, _):
+            before = memory.broker.members("group")
             await newcomer.until_held(2)
             assert trio.current_time() == pytest.approx(30)
+            assert memory.broker.members("group") == (client.member,)
+            assert client.member in [member._replace(generation=2) for member in before]
             gate.set()
             await holder.until_held(1)
             await newcomer.until_held(1)
             assert len(outcomes) == 1
+
+
+async def test_nothing_is_fetched_while_it_is_given_back(memory: MemoryTransport) -> None:
+    """A record comes while ``revoked`` is under way: it is for whoever gets the partition next."""
+    gate = trio.Event()
+
+    async def hang(_: frozenset[TopicPartition]) -> None:
+        await gate.wait()
+
+    listener = Listener(on_revoked=hang)
+    async with joined(memory, "group", "topic", listener=listener) as (client, _):
+        await client.assign(dict.fromkeys(await listener.until_held(2), 0))
+        memory.broker.rebalance("group")
+        await wait_all_tasks_blocked()
+        assert listener.count("revoked") == 1
+        await fill(memory, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.fetch)
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            gate.set()
+            while listener.count("assigned") < 2:
+                await listener.calls.wait()
+            await client.assign({ZERO: 0})
 
 
 async def test_what_was_given_back_cannot_be_committed_for(memory: MemoryTransport) -> None:

@@ -54,9 +54,9 @@ class LogModel(RuleBasedStateMachine):
         self.log.skip(count)
         self.high += count
 
-    @rule(at=st.floats(0, 1.2))
-    def delete(self, at: float) -> None:
-        offset = int(at * self.high)
+    @rule(count=st.integers(-1, 8))
+    def delete(self, count: int) -> None:
+        offset = self.low + count
         self.log.delete_before(offset)
         self.low = max(self.low, min(offset, self.high))
         self.kept = {o: row for o, row in self.kept.items() if o >= self.low}
@@ -76,6 +76,7 @@ class LogModel(RuleBasedStateMachine):
         log = self.log
         assert (log.low, log.high, len(log)) == (self.low, self.high, len(self.kept))
         assert {r.offset: (r.key, r.value) for r in log.records()} == self.kept
+        assert log.count_from(0) == len(self.kept)
         for position in range(self.low, self.high + 1):
             expected = [offset for offset in self.kept if offset >= position]
             batch = log.read(position)

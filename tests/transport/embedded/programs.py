@@ -66,6 +66,21 @@ async def produce(url: str, who: str, count: str) -> None:
     say("done")
 
 
+async def write_on(url: str) -> None:
+    """Write transactions of five records for ever, and say how many are committed."""
+    async with (
+        open_transport(url) as transport,
+        transport.producer(ProducerOptions(transactional_id="writer")) as producer,
+    ):
+        done = 0
+        while True:
+            for _ in range(5):
+                producer.produce("in", 0, None, os.urandom(3000), (), None)
+            await producer.commit({}, None)
+            done += 1
+            say(done)
+
+
 async def work(url: str) -> None:
     """Copy ``in`` to ``out``, a transaction a record, for ever."""
     starter = Starter("copiers")
@@ -177,6 +192,7 @@ PROGRAMS: dict[str, Callable[..., Awaitable[None]]] = {
     "join": join,
     "produce": produce,
     "work": work,
+    "write_on": write_on,
 }
 
 if __name__ == "__main__":

@@ -219,3 +219,35 @@ def test_a_pass_leaves_one_record_a_key(tmp_path: Path) -> None:
     assert sum(len(chunk.columns.values) for chunk in chunks) == 100
     upkeep.close()
     environment.close()
+
+
+def test_a_reader_passes_what_was_compacted_away_at_the_end(tmp_path: Path) -> None:
+    """The last chunk held a tombstone alone, which is gone: the batch before it ends at the end."""
+    environment = Environment.open(tmp_path / "log", 5)
+    upkeep = Upkeep(environment, Limits(chunks=1, dirty_records=1, pause=0, idle=0))
+
+    def create(txn: WriteTxn) -> int:
+        log.create(txn, TopicSpec(name="compact", compacting=True))
+        topic = log.topic(txn, "compact")
+        assert topic is not None
+        for key, value in ((b"a", b"1"), (b"b", None)):
+            chunk = pack(Columns([value], [key], [0]), 1, LONG_AGO)
+            log.append(txn, topic.number, 0, [(chunk, 1)])
+        return topic.number
+
+    number = environment.write(create)
+
+    def attempt(change: Callable[[WriteTxn], bool], default: bool) -> bool:
+        return environment.write(change)
+
+    for _ in range(10):
+        upkeep.run(attempt)
+    with environment.read() as txn:
+        assert len(list(log.chunks(txn, number, 0, 0, tmp_path))) == 1
+        head = log.head(txn, number, 0)
+        assert head is not None
+        batch, position = log.read(txn, number, "compact", 0, 0, head, log.Want(tmp_path))
+    assert batch is not None
+    assert (len(batch), batch.next_offset, position) == (1, 2, 2)
+    upkeep.close()
+    environment.close()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.transport.embedded.support import Program, read_all, write
 from trickle.exceptions import CommitFailed, TransportError
+from trickle.transport import open_transport
 from trickle.transport.contract import CommittedOffset, ConsumerOptions, ProducerOptions, TopicSpec
 from trickle.transport.embedded.group import Slot, slots_wanted
 from trickle.transport.embedded.transport import EmbeddedTransport
@@ -101,6 +102,30 @@ async def test_a_worker_killed_again_and_again_copies_exactly(
         assert [record.value for record in found[place]] == [
             b"%d" % n for n in range(partition, count, 2)
         ]
+
+
+async def test_a_log_that_nobody_closed_is_sound(url: str) -> None:
+    """A writer is killed while nobody else has the log open.
+
+    Whoever comes next checks the file whole, finds it sound, and every commit that was told.
+    """
+    generator = random.Random(3)
+    place = IN[0]
+    async with open_transport(url) as transport:
+        await transport.admin.declare([TopicSpec(name="in", partitions=1, retention_ms=100)])
+    before = 0
+    for _ in range(6):
+        async with Program.run("write_on", url) as program:
+            told = 0
+            for _ in range(generator.randrange(1, 200)):
+                told = int(await program.line())
+            await program.kill()
+        async with open_transport(url) as transport:
+            marks = (await transport.admin.watermarks([place]))[place]
+            assert marks.high % 5 == 0
+            assert marks.high >= before + told * 5
+            assert len((await read_all(transport, place))[place]) == marks.high - marks.low
+            before = marks.high
 
 
 async def test_members_share_and_take_over(log: EmbeddedTransport, url: str) -> None:

@@ -20,7 +20,7 @@ PLACE = TopicPartition("topic", 0)
 
 def hasten(log: EmbeddedTransport, dirty_records: int = 100) -> None:
     """Let every commit be followed by a step of upkeep."""
-    log.hub.upkeep.limits = Limits(pause=0, idle=0, dirty_records=dirty_records)
+    log.hub.upkeep.adopt(Limits(pause=0, idle=0, dirty_records=dirty_records))
 
 
 async def low(log: EmbeddedTransport) -> int:
