@@ -17,11 +17,26 @@ from trickle.transport.embedded.hub import Hub
 from trickle.types import TopicPartition
 from trickle.utils.names import check_name
 
-__all__ = ["LogAdmin"]
+__all__ = ["LogAdmin", "check_identity"]
 
 T = TypeVar("T")
 
 PARTITIONS_MAX = 10_000
+
+
+IDENTITY_BYTES_MAX = 400
+
+
+def check_identity(transactional_id: str) -> None:
+    """Check that a transactional id can be stored.
+
+    Raises:
+        ConfigurationError: it is empty or too long.
+    """
+    if not 1 <= len(transactional_id.encode(errors="replace")) <= IDENTITY_BYTES_MAX:
+        raise ConfigurationError(
+            f"transactional_id={transactional_id[:40]!r}… must have 1 to {IDENTITY_BYTES_MAX} bytes"
+        )
 
 
 class LogAdmin:
@@ -129,6 +144,7 @@ class LogAdmin:
         self, group: str, partitions: Collection[TopicPartition], *, stable: bool = True
     ) -> Mapping[TopicPartition, CommittedOffset | None]:
         """Return the group's committed offsets; they are always stable here."""
+        check_name(group, what="a consumer group's name")
         await trio.lowlevel.checkpoint()
         found: dict[TopicPartition, CommittedOffset | None] = {}
         with self._hub.environment.read() as txn:
@@ -143,4 +159,5 @@ class LogAdmin:
 
     async def fence(self, transactional_id: str) -> None:
         """Begin a new epoch of the id: whoever has it now cannot commit any more."""
+        check_identity(transactional_id)
         await self._write(partial(log.new_epoch, transactional_id=transactional_id))

@@ -163,10 +163,14 @@ class Environment:
         elif written.identity != marker.identity:
             raise explain(self.directory, "data.mdb is another log's than FORMAT says")
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that opened it."""
+        return os.getpid() != self._pid
+
     def close(self) -> None:
         """Close it; no transaction may be open."""
-        if os.getpid() == self._pid:
-            self._env.close()
+        self._env.close()
         os.close(self._in_use)
 
     # Reading
@@ -177,7 +181,7 @@ class Environment:
         Raises:
             TransportError: it is.
         """
-        if os.getpid() != self._pid:
+        if self.forked:
             raise TransportError(
                 f"the embedded log in {self.directory} was opened by process {self._pid}, and this "
                 f"is its fork {os.getpid()}: open the transport after the fork, or start the "

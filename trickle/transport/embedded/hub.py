@@ -50,17 +50,22 @@ class Hub:
         bridge = Bridge(f"trickle-log-{directory.name}", None)
         bridge.start()
         try:
-            environment = await bridge.call(Environment.open, directory, timeout, map_bytes)
+            # Shielded (it is bounded): an environment that is opened and dropped stays open.
+            with trio.CancelScope(shield=True):
+                environment = await bridge.call(Environment.open, directory, timeout, map_bytes)
+                hub = cls(directory, bridge, environment)
+                hub.wake.open()
+                hub.writer.keep_up()
+                return hub
         except BaseException:
             await bridge.close(CLOSE_TIMEOUT)
             raise
-        hub = cls(directory, bridge, environment)
-        hub.wake.open()
-        hub.writer.keep_up()
-        return hub
+        raise RuntimeError("a scope that nobody cancels was cancelled")
 
     async def close(self) -> None:
         """End the thread, then close the environment; bounded."""
+        if self.environment.forked:
+            return  # it is all the parent's
         self.writer.close()
         ended = await self._bridge.close(CLOSE_TIMEOUT)
         self.wake.close()

@@ -56,6 +56,9 @@ _EPOCH = b"x"
 _DROPPED = b"d"
 _NUMBER = b"n"
 
+KEY_BYTES_MAX = 511
+"""LMDB's bound; no topic has a name that comes near it."""
+
 _topic_encode = msgspec.msgpack.Encoder().encode
 _topic_decode = msgspec.msgpack.Decoder(Topic).decode
 _offset_encode = msgspec.msgpack.Encoder().encode
@@ -67,7 +70,8 @@ _offset_decode = msgspec.msgpack.Decoder(StoredOffset).decode
 
 def topic(txn: ReadTxn, name: str) -> Topic | None:
     """Return a topic, or None."""
-    data = txn.get(txn.meta, _TOPIC + name.encode())
+    key = _TOPIC + name.encode(errors="replace")
+    data = None if len(key) > KEY_BYTES_MAX else txn.get(txn.meta, key)
     return None if data is None else _topic_decode(unseal(data))
 
 

@@ -13,7 +13,7 @@ from trickle.transport.contract import (
     RebalanceListener,
     TransportOptions,
 )
-from trickle.transport.embedded.admin import LogAdmin
+from trickle.transport.embedded.admin import LogAdmin, check_identity
 from trickle.transport.embedded.consumer import LogConsumer, open_consumer
 from trickle.transport.embedded.environment import MAP_BYTES
 from trickle.transport.embedded.hub import Hub, open_hub
@@ -21,6 +21,7 @@ from trickle.transport.embedded.plain import PlainProducer
 from trickle.transport.embedded.producer import TransactionalProducer
 from trickle.transport.embedded.reader import LogReader
 from trickle.types import TopicPartition
+from trickle.utils.names import check_name
 
 __all__ = ["EmbeddedTransport", "open_transport"]
 
@@ -63,10 +64,17 @@ class EmbeddedTransport:
     async def producer(
         self, options: ProducerOptions
     ) -> AsyncGenerator[PlainProducer | TransactionalProducer, None]:
-        """Open a producer."""
+        """Open a producer.
+
+        Raises:
+            ConfigurationError: the group's name or the transactional id cannot be stored.
+        """
+        if options.group is not None:
+            check_name(options.group, what="a consumer group's name")
         if options.transactional_id is None:
             producer = PlainProducer(self._hub, self._timeout)
         else:
+            check_identity(options.transactional_id)
             producer = TransactionalProducer(
                 self._hub, options, options.transactional_id, self._timeout
             )

@@ -106,6 +106,11 @@ class Upkeep:
             self._pass, self._todo = None, []
             raise
 
+    def adopt(self, limits: Limits) -> None:
+        """Work within other limits from the next commit on."""
+        self.limits = limits
+        self._due = 0.0
+
     def close(self) -> None:
         """Leave the work to others."""
         self._lock.release()

@@ -104,9 +104,9 @@ class Wake:
                 return self._others
             young = time.time() - stamp / 1e9 < _RACY_S
             paths: list[str] = []
-            for entry in os.scandir(self._notes):
+            for name in os.listdir(self._notes):
                 with contextlib.suppress(OSError):
-                    path = Path(entry.path).read_text()
+                    path = (self._notes / name).read_text()
                     if path and path != self._path:
                         paths.append(path)
         except OSError:
