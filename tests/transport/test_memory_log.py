@@ -43,18 +43,25 @@ class LogModel(RuleBasedStateMachine):
         self.kept: dict[int, tuple[bytes | None, bytes | None]] = {}
         self.low = self.high = 0
 
-    @rule(key=st.sampled_from(KEYS), value=st.sampled_from([b"1", b"2", None]))
-    def append(self, key: bytes | None, value: bytes | None) -> None:
-        assert self.log.append(0, key, value, (), 5) == self.high
-        self.kept[self.high] = (key, value)
-        self.high += 1
+    @rule(
+        rows=st.lists(
+            st.tuples(st.sampled_from(KEYS), st.sampled_from([b"1", b"2", None])),
+            min_size=1,
+            max_size=12,
+        )
+    )
+    def append(self, rows: list[tuple[bytes | None, bytes | None]]) -> None:
+        for key, value in rows:
+            assert self.log.append(0, key, value, (), 5) == self.high
+            self.kept[self.high] = (key, value)
+            self.high += 1
 
     @rule(count=st.integers(1, 3))
     def skip(self, count: int) -> None:
         self.log.skip(count)
         self.high += count
 
-    @rule(count=st.integers(-1, 8))
+    @rule(count=st.integers(-1, 5))
     def delete(self, count: int) -> None:
         offset = self.low + count
         self.log.delete_before(offset)
