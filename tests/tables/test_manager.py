@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from trickle.tables import HOLDER, CacheLimits, Shard, Table, TableManager, find
 from trickle.tables.recovery import CHANGELOG_HEADERS, MIGRATIONS
 from trickle.transport.contract import ProducerOptions, RecordBatch
 from trickle.transport.memory import MemoryBroker, MemoryTransport
+from trickle.transport.memory.consumer import MemoryReader
 from trickle.types import Headers, TopicPartition
 
 counts = make_table(str, int, int, name="counts")
@@ -265,7 +266,9 @@ class Trimming(MemoryTransport):
         self.times = times
 
     @asynccontextmanager
-    async def reader(self, positions: Any, *, committed_only: bool = True) -> Any:
+    async def reader(
+        self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
+    ) -> AsyncGenerator[MemoryReader, None]:
         async with super().reader(positions, committed_only=committed_only) as reader:
             yield reader
             if self.times:
@@ -293,21 +296,25 @@ async def test_trimmed_while_it_is_read_it_starts_again(
         assert world.disk.held == {}
 
 
-class Stuck(MemoryTransport):
+class Silent(MemoryReader):
     """Hands out no record."""
 
+    async def fetch(self) -> Sequence[RecordBatch]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+class Stuck(MemoryTransport):
+    """Its readers hand out no record."""
+
     @asynccontextmanager
-    async def reader(self, positions: Any, *, committed_only: bool = True) -> Any:
-        class Silent:
-            def positions(self) -> Any:
-                return positions
-
-            async def fetch(self) -> Sequence[RecordBatch]:
-                await trio.sleep_forever()
-                raise AssertionError
-
+    async def reader(
+        self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
+    ) -> AsyncGenerator[MemoryReader, None]:
         await trio.lowlevel.checkpoint()
-        yield Silent()
+        reader = Silent(self.broker, positions)
+        yield reader
+        reader.close()
 
 
 async def test_recovery_without_progress_fails_in_time(autojump_clock: MockClock) -> None:

@@ -108,7 +108,9 @@ def test_every_type_comes_back_as_it_was(kind: Any, value: Any, plain: bool) -> 
 
 @pytest.mark.parametrize("key", [1, 2**70, "a", "", "é" * 500, b"", b"\xff", ("a", 1), Frozen(1)])
 def test_every_key_comes_back_as_it_was(key: Any) -> None:
-    kind: Any = tuple[str, int] if isinstance(key, tuple) else type(key)
+    kind: Any = type(key)
+    if kind is tuple:
+        kind = tuple[str, int]
     table = make_table(kind, int)
     data = MemoryTable()
     lane, shard = lane_of(table, data=data)
@@ -126,12 +128,18 @@ def test_every_key_comes_back_as_it_was(key: Any) -> None:
         (int, True, "table 't', key 'k': expected int, got True of type bool"),
         (int, None, "table 't', key 'k': None is not a int; use `del` to remove the key, "),
         (float, float("nan"), "table 't', key 'k': expected float, got nan of type float"),
+        (int, 10**5000, "table 't', key 'k': expected int, got "),
+        (tuple[int, float], (1, float("inf")), "table 't', key 'k': expected tuple[int, float], "),
+        (tuple[int, str], (1, "\ud800"), "table 't', key 'k': expected tuple[int, str], got "),
+        (tuple[int, int], (True, 1), "table 't', key 'k': expected tuple[int, int], got (True, 1)"),
+        (tuple[int, int], (1,), "table 't', key 'k': expected tuple[int, int], got (1,) of type"),
         (str, "\ud800", "table 't', key 'k': expected str, got "),
         (list[int], ["x"], "table 't', key 'k': expected list[int], got ['x'] of type list"),
         (Frozen, Frozen("x"), "table 't', key 'k': expected Frozen, got Frozen(a='x'"),  # type: ignore[arg-type]
         (Open, Open("x"), "table 't', key 'k': expected Open, got Open(a='x'"),  # type: ignore[arg-type]
         (dict[str, int], object(), "table 't', key 'k': expected dict[str, int], got <object"),
     ],
+    ids=range(14),
 )
 def test_values_that_do_not_fit(kind: Any, value: Any, message: str) -> None:
     """Fault 24: told at the write, or before anything settles."""

@@ -13,7 +13,7 @@ serializers it is known without one.
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, cast, get_args, get_origin
 
 from trickle.exceptions import DecodeError, EncodeError
 from trickle.serializers import BoundCodec
@@ -49,7 +49,17 @@ class ValueShape:
         nullable: the type has None among its values.
     """
 
-    __slots__ = ("_codec", "_exact", "_what", "high", "low", "nullable", "number", "plain")
+    __slots__ = (
+        "_codec",
+        "_exact",
+        "_items",
+        "_what",
+        "high",
+        "low",
+        "nullable",
+        "number",
+        "plain",
+    )
 
     def __init__(self, table: str, kind: object, codec: BoundCodec, *, trusted: bool) -> None:
         self._codec = codec
@@ -59,6 +69,7 @@ class ValueShape:
         self.number: type | None = kind if trusted and kind in (int, float) else None  # type: ignore[assignment]
         self.low, self.high = (_INT_MIN, _INT_MAX) if kind is int else (-_FLOAT_MAX, _FLOAT_MAX)
         self._exact: Any = kind if trusted and kind in (str, bytes, bool) else None
+        self._items = _item_types(kind) if trusted else None
 
     def fit(self, key: object, value: Any) -> Any:
         """Return the cell of a value that is written.
@@ -74,6 +85,8 @@ class ValueShape:
                 "use `del` to remove the key, or give the table a value type with `| None`"
             )
         if type(value) is self._exact and (self._exact is not str or value.isascii()):
+            return value
+        if self._items is not None and _is_sound(value, self._items):
             return value
         data = self.encode_value(key, value)
         copy = self.verify(key, value, data)
@@ -226,6 +239,35 @@ class KeyShape:
             ) from error
 
 
+def _item_types(kind: object) -> tuple[type, ...] | None:
+    """Return the types of a tuple's items where each of them can be judged by a look at it."""
+    items = get_args(kind)
+    plain = get_origin(kind) is tuple and items and all(t in (int, float, str, bool) for t in items)
+    return items if plain else None
+
+
+def _is_sound(value: Any, items: tuple[type, ...]) -> bool:
+    """Tell whether a tuple is known to be read back as it is; False: a round trip must tell."""
+    if type(value) is not tuple:
+        return False
+    given = cast("tuple[Any, ...]", value)
+    if tuple(map(type, given)) != items:
+        return False
+    for item, kind in zip(given, items, strict=True):
+        if kind is float:
+            if not -_FLOAT_MAX <= item <= _FLOAT_MAX:
+                return False
+        elif kind is str:
+            if not item.isascii():
+                return False
+        elif not _INT_MIN <= item <= _INT_MAX:
+            return False
+    return True
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the error that names it
+        return "a value"
     return text if len(text) <= 60 else text[:57] + "…"

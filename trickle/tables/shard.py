@@ -217,7 +217,7 @@ class Shard(Generic[K, V]):
         """
         if self.agent != turn.agent:
             self.claim(turn)
-        if self.turn is not None and self.turn is not turn:
+        if self.turn is not None:
             raise TableReadOnlyError(
                 f"table {self.table!r}, partition {self.partition}: two events of agent "
                 f"{turn.agent!r} write it at once; only one may, so that each can be undone"

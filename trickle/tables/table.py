@@ -46,6 +46,11 @@ TRUSTED_SERIALIZERS = frozenset({None, "json", "msgpack", "str", "raw"})
 """Serializers known to read numbers, text, bytes and bools back as they wrote them."""
 
 
+# Bound once: the hot path calls them for each read and write.
+_current = CURRENT.get
+_number = NUMBER.get
+
+
 class Holder(Protocol):
     """What a Run shows of its tables to code outside events."""
 
@@ -145,8 +150,8 @@ class Table(MutableMapping[K, V]):
         Raises:
             KeyError: the key is missing and the table has no default.
         """
-        turn = CURRENT.get()
-        if turn is not None and turn.number == NUMBER.get():
+        turn = _current()
+        if turn is not None and turn.number == _number():
             shard = turn.shards.get(self)
             if shard is not None:
                 if shard.turn is turn or shard.turn is None:
@@ -172,8 +177,8 @@ class Table(MutableMapping[K, V]):
             EncodeError: key or value is not of the table's type.
             TableReadOnlyError: no event is in hand, or another agent writes this table.
         """
-        turn = CURRENT.get()
-        if turn is not None and turn.number == NUMBER.get():
+        turn = _current()
+        if turn is not None and turn.number == _number():
             shard: Shard[K, V] | None = turn.shards.get(self)
             if shard is not None:
                 if (
@@ -181,12 +186,15 @@ class Table(MutableMapping[K, V]):
                     and type(key) is shard.exact
                     and shard.low <= value <= shard.high  # type: ignore[operator]
                 ):
-                    old = shard.young.get(key, ABSENT)
+                    young = shard.young
+                    old = young.get(key, ABSENT)
                     if old is not ABSENT:
                         if shard.turn is not turn:
                             shard.begin(turn)
-                        shard.undo_log.setdefault(key, old)
-                        shard.young[key] = value
+                        undo_log = shard.undo_log
+                        if key not in undo_log:
+                            undo_log[key] = old
+                        young[key] = value
                         return
                 shard.put(turn, key, value)
                 return
