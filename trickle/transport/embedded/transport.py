@@ -72,13 +72,17 @@ class EmbeddedTransport:
         if options.group is not None:
             check_name(options.group, what="a consumer group's name")
         if options.transactional_id is None:
-            producer = PlainProducer(self._hub, self._timeout)
-        else:
-            check_identity(options.transactional_id)
-            producer = TransactionalProducer(
-                self._hub, options, options.transactional_id, self._timeout
-            )
-            await producer.open()
+            plain = PlainProducer(self._hub, self._timeout)
+            try:
+                yield plain
+            finally:
+                plain.close()
+            return
+        check_identity(options.transactional_id)
+        producer = TransactionalProducer(
+            self._hub, options, options.transactional_id, self._timeout
+        )
+        await producer.open()
         try:
             yield producer
         finally:
