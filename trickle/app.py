@@ -380,7 +380,11 @@ class App:
         if name in self._topics:
             return self._topics[name]
         letters: Topic[Any, Any] = Topic(
-            name, app_id=self.id, key=bytes | None, value=bytes | None, internal=False
+            name,
+            app_id=self.id,
+            key=bytes | None,
+            value=bytes | None,
+            retention=-1,  # they carry their records' timestamps, which may be years old
         )
         self._add_topic(letters)
         return letters

@@ -12,8 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import trio
+from msgspec import structs
 
-from trickle.exceptions import BrokerUnavailable, OffsetOutOfRange, TransportError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    OffsetOutOfRange,
+    TopicError,
+    TransportError,
+)
 from trickle.positions import Positions, read_positions
 from trickle.sensors import Sensor
 from trickle.service import Service
@@ -22,7 +28,9 @@ from trickle.transport.contract import (
     ConsumerOptions,
     Member,
     RebalanceListener,
+    TopicInfo,
     Transport,
+    Watermarks,
 )
 from trickle.types import TopicPartition
 
@@ -45,6 +53,7 @@ class Consumer(Service):
         first_position: where to start a partition without a committed offset.
         out_of_range: what to do about a committed offset that the topic does not hold.
         sensor: told of the lag.
+        topics: what is consumed, as it was at the start.
         owned: topics of trickle's own, whose records nobody needs once they are committed.
     """
 
@@ -60,6 +69,7 @@ class Consumer(Service):
         first_position: str,
         out_of_range: str,
         sensor: Sensor,
+        topics: Mapping[str, TopicInfo],
         owned: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
@@ -70,6 +80,7 @@ class Consumer(Service):
         self._first_position = first_position
         self._out_of_range = out_of_range
         self._sensor = sensor
+        self._topics = topics
         self._owned = owned
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
@@ -103,10 +114,36 @@ class Consumer(Service):
             while True:
                 await trio.sleep(LAG_INTERVAL_S)
                 try:
+                    await self._check_topics()
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:
                     logger.info("lag and repartition topics wait for the broker: %s", error)
+
+    async def _check_topics(self) -> None:
+        """Compare the topics with what they were when the lanes' layout was made.
+
+        Raises:
+            TopicError: one is gone, was made anew, or has grown.
+        """
+        found = await self._transport.admin.topics(self._options.topics)
+        for name in self._options.topics:
+            before, now = self._topics[name], found.get(name)
+            if now is None:
+                raise TopicError(
+                    f"topic {name!r} was deleted while it was read: nothing of the app's state "
+                    "was; create the topic again, or take it out of the app"
+                )
+            if now.topic_id != before.topic_id:
+                raise TopicError(
+                    f"topic {name!r} was deleted and created again while it was read: its offsets "
+                    "mean other records now; out_of_range= says where to begin in the new one"
+                )
+            if now.partitions != before.partitions:
+                raise TopicError(
+                    f"topic {name!r} has grown from {before.partitions} to {now.partitions} "
+                    "partitions: start the workers again, so that none of them is left out"
+                )
 
     async def _measure_lag(self) -> None:
         """Compare the committed positions with the ends of their partitions."""
@@ -177,30 +214,40 @@ class Consumer(Service):
         for partition in partitions:
             found = committed.get(partition)
             low, high = marks[partition]
-            if found is None:
+            topic_id = self._topics[partition.topic].topic_id
+            positions = read_positions(found) if found is not None else None
+            if positions is None:
                 first = low if self._first_position == "earliest" else high
-                self._committed[partition] = Positions(first)
-            elif low <= found.offset <= high:
-                self._committed[partition] = read_positions(found)
-            else:
-                self._committed[partition] = self._moved(partition, found.offset, low, high)
+                positions = Positions(first)
+            elif positions.topic_id not in {"", topic_id}:
+                positions = self._moved(
+                    partition,
+                    f"the committed offset {positions.offset} is of an earlier topic of this name",
+                    Watermarks(low, high),
+                )
+            elif not low <= positions.offset <= high:
+                positions = self._moved(
+                    partition,
+                    f"the committed offset {positions.offset} lies outside of what the topic "
+                    f"holds, {low} to {high}",
+                    Watermarks(low, high),
+                )
+            self._committed[partition] = structs.replace(positions, topic_id=topic_id)
         return {partition: self._committed[partition] for partition in partitions}
 
     def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> set[str]:
         found = (read_positions(offset) for offset in latest.values() if offset is not None)
         return {p.committer for p in found if not p.released} - {self._committer_id, ""}
 
-    def _moved(self, partition: TopicPartition, offset: int, low: int, high: int) -> Positions:
-        where = (
-            f"topic {partition.topic!r}, partition {partition.partition}: the committed offset "
-            f"{offset} lies outside of what the topic holds, {low} to {high}"
-        )
+    def _moved(self, partition: TopicPartition, why: str, marks: Watermarks) -> Positions:
+        """Apply the policy for a committed offset that means nothing (any more)."""
+        where = f"topic {partition.topic!r}, partition {partition.partition}: {why}"
         if self._out_of_range == "stop":
             raise OffsetOutOfRange(
                 f"{where}: records were deleted before they were read, or the topic was made "
                 "anew; choose where to go on by out_of_range='earliest' or 'latest'"
             )
-        target = low if self._out_of_range == "earliest" else high
+        target = marks.low if self._out_of_range == "earliest" else marks.high
         logger.warning("%s: going on at %d (out_of_range=%s)", where, target, self._out_of_range)
         return Positions(target)
 

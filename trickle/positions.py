@@ -5,10 +5,13 @@ the lowest of their positions; the metadata carries the others', so that none re
 after a restart. It also names the committer's transactional id, until a clean revocation marks
 the partition as released: whoever is assigned an unreleased partition fences that id first.
 
-The metadata is compact JSON: ``{"c": committer, "r": released, "a": {agent: position}}``, with
-only those agents in it whose position lies above the committed offset. An agent that is not named
-is at the committed offset; so is a new one. One that this program does not know is carried on
-while its position lies above the offset, and holds nothing back.
+It names the topic's identity as well, for a topic that was deleted and created again has other
+records at the same offsets.
+
+The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "a": {agent:
+position}}``, with only those agents in it whose position lies above the committed offset. An
+agent that is not named is at the committed offset; so is a new one. One that this program does not
+know is carried on while its position lies above the offset, and holds nothing back.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ METADATA_BYTES_MAX = 4000
 class _Wire(msgspec.Struct, omit_defaults=True):
     c: str = ""
     r: int = 0
+    t: str = ""
     a: dict[str, int] = {}
 
 
@@ -43,12 +47,14 @@ class Positions(msgspec.Struct, frozen=True):
         agents: the positions that lie above it, by agent.
         committer: the transactional id of the last commit; empty where there was none.
         released: the partition was given back cleanly.
+        topic_id: the identity of the topic that the offsets mean; empty where it is not known.
     """
 
     offset: int
     agents: Mapping[str, int] = {}
     committer: str = ""
     released: bool = False
+    topic_id: str = ""
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
@@ -66,11 +72,11 @@ class Positions(msgspec.Struct, frozen=True):
             for name, position in {**self.agents, **settled}.items()
             if position > lowest
         }
-        return Positions(lowest, agents, committer, released)
+        return Positions(lowest, agents, committer, released, self.topic_id)
 
     def write(self) -> CommittedOffset:
         """Return what is committed."""
-        wire = _Wire(self.committer, int(self.released), dict(self.agents))
+        wire = _Wire(self.committer, int(self.released), self.topic_id, dict(self.agents))
         return CommittedOffset(self.offset, _encode(wire).decode())
 
 
@@ -81,4 +87,4 @@ def read_positions(committed: CommittedOffset) -> Positions:
     except msgspec.DecodeError:
         wire = _Wire()
     agents = {name: at for name, at in wire.a.items() if at > committed.offset}
-    return Positions(committed.offset, agents, wire.c, bool(wire.r))
+    return Positions(committed.offset, agents, wire.c, bool(wire.r), wire.t)

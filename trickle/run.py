@@ -321,6 +321,7 @@ class Run(Service):
             first_position=settings.first_position,
             out_of_range=settings.out_of_range,
             sensor=self._sensor,
+            topics=topology.topics,
             owned=frozenset(
                 repartition.target.name
                 for agent in agents

@@ -10,7 +10,11 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.transport.contract import TopicSpec
 from trickle.transport.memory import CommitFault
+from trickle.transport.memory.log import PartitionLog, policy_of
+
+SPEC = TopicSpec(name="source", partitions=4)
 
 
 def counting_app() -> tuple[
@@ -294,3 +298,61 @@ async def test_repartition_topics_are_purged(mock_clock: MockClock) -> None:
         assert len(t.broker.records("app-mod-repartition")) == 10
         await t.advance(11)
         assert t.broker.records("app-mod-repartition") == []
+
+
+async def test_topics_that_change_while_they_are_read_are_named(mock_clock: MockClock) -> None:
+    app, _, _, _ = counting_app()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            t.broker.delete("source")
+            await t.advance(15)
+            await trio.sleep_forever()
+    assert caught.group_contains(trickle.TopicError, match="topic 'source' was deleted while")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            t.broker.delete("source")
+            t.broker.declare(SPEC)
+            await t.advance(15)
+            await trio.sleep_forever()
+    assert caught.group_contains(trickle.TopicError, match="topic 'source' was deleted while")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            t.broker.topic("source").logs.append(PartitionLog("source", 4, policy_of(SPEC)))
+            await t.advance(15)
+            await trio.sleep_forever()
+    assert caught.group_contains(trickle.TopicError, match="'source' has grown from 4 to 5")
+
+
+async def test_offsets_of_an_earlier_topic_mean_nothing(mock_clock: MockClock) -> None:
+    """The topic is made anew while no worker runs; the committed offset 2 exists in both."""
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    out = app.topic("out", value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            await out.send(value)
+
+    async def make_anew(t: trickle.testing.Simulation) -> None:
+        for value in (1, 2):
+            await t.send(source, value)
+        await t.settled()
+        await t.rebalance(workers=0)
+        t.broker.delete("source")
+        t.broker.declare(TopicSpec(name="source", partitions=1))
+        for value in (11, 12, 13):
+            await t.send(source, value)
+        await t.rebalance(workers=1)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(app) as t:
+            await make_anew(t)
+    assert caught.group_contains(trickle.OffsetOutOfRange, match="2 is of an earlier topic")
+
+    async with trickle.testing.run(app, out_of_range="earliest") as t:
+        await make_anew(t)
+        await t.settled()
+        assert [e.value for e in t.sent(out)] == [1, 2, 11, 12, 13]
