@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import uuid
+from typing import Any
+
 import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kafka_broker import KafkaBroker
 from trickle.utils.murmur2 import murmur2, partition_of
 
 
@@ -71,3 +79,24 @@ def test_a_key_has_one_partition(key: bytes, count: int) -> None:
 def test_no_key_goes_anywhere_and_an_empty_key_does_not() -> None:
     assert {partition_of(None, 3) for _ in range(1000)} == {0, 1, 2}
     assert len({partition_of(b"", 7) for _ in range(100)}) == 1
+
+
+@pytest.mark.kafka
+def test_librdkafka_finds_the_same_partitions(kafka_broker: KafkaBroker) -> None:
+    topic, count = f"murmur2-{uuid.uuid4().hex[:12]}", 7
+    admin: Any = AdminClient({"bootstrap.servers": kafka_broker.address})
+    admin.create_topics([NewTopic(topic, num_partitions=count)])[topic].result(30)
+    chosen = random.Random(1)
+    keys = [b"", *(chosen.randbytes(size) for size in range(1, 200))]
+    found: dict[bytes, int] = {}
+
+    def delivered(error: Any, message: Any) -> None:
+        assert error is None
+        found[message.key() or b""] = message.partition()
+
+    settings = {"bootstrap.servers": kafka_broker.address, "partitioner": "murmur2_random"}
+    producer: Any = Producer(settings)
+    for key in keys:
+        producer.produce(topic, b"", key, on_delivery=delivered)
+    assert producer.flush(30) == 0
+    assert found == {key: partition_of(key, count) for key in keys}
