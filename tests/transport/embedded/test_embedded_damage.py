@@ -13,9 +13,11 @@ import pytest
 import trio
 
 from tests.transport.embedded.support import read_all, write
-from trickle.exceptions import ConfigurationError, TransportError
+from trickle.exceptions import CommitFailed, ConfigurationError, TransportError
 from trickle.transport import open_transport
 from trickle.transport.contract import TopicSpec
+from trickle.transport.embedded.environment import WriteTxn
+from trickle.transport.embedded.format import PARTITION
 from trickle.transport.embedded.transport import EmbeddedTransport
 from trickle.types import TopicPartition
 
@@ -239,3 +241,23 @@ async def test_the_directory_is_private(log: EmbeddedTransport, directory: Path)
     """Nobody else can enter, or read a file."""
     assert os.stat(directory).st_mode & 0o777 == 0o700
     assert os.stat(directory / "data.mdb").st_mode & 0o077 == 0
+
+
+async def test_a_damaged_head_stops_a_commit_with_a_sentence(
+    log: EmbeddedTransport, directory: Path
+) -> None:
+    """A watermark that does not match its checksum: nothing is written after it."""
+
+    def damage(txn: WriteTxn) -> None:
+        key = PARTITION.pack(1, 0)
+        data = bytearray(txn.get(txn.heads, key) or b"")
+        data[-1] ^= 1
+        txn.put(txn.heads, key, bytes(data))
+
+    await log.hub.writer.run(damage, 5)
+    what = "a stored value does not match its checksum"
+    with pytest.raises(CommitFailed, match="nothing was committed: the embedded log in") as info:
+        await write(log, "in", (None, b"value"))
+    assert what in str(info.value)
+    with pytest.raises(TransportError, match=damaged(directory, what)):
+        await log.admin.watermarks([PLACE])

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
     Databases = tuple[Database, Database, Database, Database]
 
-__all__ = ["ENGINE_ERROR", "Environment", "ReadTxn", "WriteTxn"]
+__all__ = ["ENGINE_ERRORS", "Environment", "ReadTxn", "WriteTxn"]
 
 T = TypeVar("T")
 
-ENGINE_ERROR = lmdb.Error
-"""What LMDB raises: the environment's to handle, also where a change meets it."""
+ENGINE_ERRORS = (lmdb.Error, DamagedChunk)
+"""What comes of the file itself: the environment's to handle, also where a change meets it."""
 
 MAP_BYTES = 256 << 20
 """Address space at first; it is doubled when the data needs more."""

@@ -24,7 +24,7 @@ import outcome
 import trio
 
 from trickle.exceptions import BrokerUnavailable, TransportError
-from trickle.transport.embedded.environment import ENGINE_ERROR, Environment, WriteTxn
+from trickle.transport.embedded.environment import ENGINE_ERRORS, Environment, WriteTxn
 from trickle.transport.embedded.gate import Gate
 from trickle.utils.bridge import Bridge
 
@@ -251,8 +251,8 @@ class Writer:
                 for request in remaining:
                     try:
                         results.append(request.change(txn))
-                    except ENGINE_ERROR:
-                        raise
+                    except ENGINE_ERRORS:
+                        raise  # nobody's own: the environment grows, or says what is wrong
                     except Exception as error:
                         failed.append((request, error))
                         raise
