@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, cast, get_type_hints
+from typing import Any, Generic, Literal, cast, get_type_hints, overload
 
 import msgspec
 from typing_extensions import TypeForm, TypeVar
@@ -85,14 +85,31 @@ class Source(Generic[V, K]):
         """Pass on any number of values for each event; they settle together."""
         return cast("Source[V2, K]", self._with(("flat_map", function), None))
 
+    @overload
+    def group_by(
+        self, key: Callable[[V], K2], *, name: str, value_type: TypeForm[Any] | None = ...
+    ) -> Source[V, K2]: ...
+    @overload
+    def group_by(
+        self, key: str, *, name: str, value_type: TypeForm[Any] | None = ...
+    ) -> Source[V, Any]: ...
+    @overload
     def group_by(
         self,
-        key: Callable[[V], K2] | str,
+        key: Callable[[V], object] | str,
         *,
         name: str,
-        key_type: TypeForm[K2] | None = None,
+        key_type: TypeForm[K2],
+        value_type: TypeForm[Any] | None = ...,
+    ) -> Source[V, K2]: ...
+    def group_by(
+        self,
+        key: Callable[[V], Any] | str,
+        *,
+        name: str,
+        key_type: TypeForm[Any] | None = None,
         value_type: TypeForm[Any] | None = None,
-    ) -> Source[V, K2]:
+    ) -> Source[V, Any]:
         """Regroup by another key: the events travel through a repartition topic of trickle's own.
 
         Args:
