@@ -37,7 +37,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
         store: Any = (
             MemoryStore(disk)
             if request.param == "memory"
-            else LmdbStore(tmp_path / "app" / "tables")
+            else LmdbStore(tmp_path / "app" / "tables", lock_timeout=0.05)
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)

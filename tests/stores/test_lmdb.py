@@ -121,11 +121,19 @@ def flip_one_value(path: Path) -> None:
     path.write_bytes(data[:at] + b"9" + data[at + 1 :])
 
 
+def misdirect(path: Path) -> None:
+    """Let the nodes of all pages lie elsewhere: LMDB follows them, out of the file at that."""
+    data = bytearray(path.read_bytes())
+    for page in range(2 * 4096, len(data), 4096):
+        data[page + 16 : page + 64] = b"\xfe\xff" * 24
+    path.write_bytes(data)
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(random.Random(3).randbytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, flip_one_value, garbage])
+@pytest.mark.parametrize("damage", [cut, empty, flip, flip_one_value, misdirect, garbage])
 @pytest.mark.parametrize("died", [False, True])
 async def test_damaged_files_are_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], died: bool

@@ -85,6 +85,11 @@ def write(shard: Shard[Any, Any], **values: int) -> None:
     lane.settle()
 
 
+def seen(shard: Shard[Any, Any], key: str) -> int | None:
+    """What an event reads."""
+    return Lane("agent", 0, {counts: shard}).within(counts.get, key)
+
+
 def committed(shard: Shard[Any, Any]) -> dict[Any, Any]:
     keys = [shard.keys.key(mark) for mark in shard.marks(None)]
     return {key: shard.read_committed(key) for key in keys}
@@ -181,6 +186,7 @@ async def test_warm_shards_go_on_where_nothing_happened(autojump_clock: MockCloc
         again = (await manager.open(1, 0, TABLES))[counts]
         assert again is shard
         assert (committed(shard), shard.size) == ({"a": 1}, 1)
+        assert seen(shard, "a") == 1
 
 
 async def test_warm_shards_see_what_another_wrote(autojump_clock: MockClock) -> None:
@@ -194,6 +200,7 @@ async def test_warm_shards_see_what_another_wrote(autojump_clock: MockClock) -> 
         await world.produce(counts, (b"a", b"7"), (b"c", b"8"))
         shard = (await manager.open(1, 0, TABLES))[counts]
         assert committed(shard) == {"a": 7, "b": 1, "c": 8}
+        assert [seen(shard, key) for key in "abcd"] == [7, 1, 8, None]
         write(shard, a=9)
         await world.commit(shard)
         assert committed(shard)["a"] == 9
