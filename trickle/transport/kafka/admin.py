@@ -11,8 +11,13 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
-from confluent_kafka import IsolationLevel, TopicCollection
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+)
 from confluent_kafka import TopicPartition as Partition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
@@ -22,6 +27,7 @@ from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
     AWAY,
+    STALE,
     UNKNOWN_TOPIC,
     error_of,
     failed,
@@ -331,6 +337,23 @@ class KafkaAdmin:
         finally:
             bury(producer)
 
+    def _patiently(self, fn: Callable[..., T], timeout: float, *args: Any) -> T:
+        """Call ``fn(timeout, *args)``, again while what it fails by may pass: all may be repeated.
+
+        After a restart of the broker the client's metadata is of the past for a moment.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return fn(_left(deadline), *args)
+            except KafkaException as raised:
+                error = error_of(raised)
+                passing = error.code() in STALE or error.retriable()
+                if not passing or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE)
+            self._client.list_topics(timeout=_left(deadline))  # brings the metadata up to date
+
     async def _run(self, what: str, fn: Callable[..., T], *args: Any) -> T:
         """Run ``fn(timeout, *args)`` in a thread; its errors become trickle's."""
         if self._forked:
@@ -339,8 +362,9 @@ class KafkaAdmin:
         with trio.move_on_after(timeout + 1):  # the call itself gives up before
             try:
                 return await trio.to_thread.run_sync(
-                    fn, timeout, *args, abandon_on_cancel=True, limiter=self._limiter
-                )
+                    self._patiently, fn, timeout, *args,
+                    abandon_on_cancel=True, limiter=self._limiter,
+                )  # fmt: skip
             except KafkaException as raised:
                 error = error_of(raised)
                 raise failed(self._config.url, timeout, what, error) from raised

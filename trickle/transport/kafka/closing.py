@@ -35,7 +35,7 @@ def bury(client: _Closable) -> None:
 def _close(client: _Closable) -> None:
     try:
         client.close()
-    except (KafkaException, RuntimeWarning) as error:
-        # Its last transaction failed: that was said where it mattered. Or a filter has made the
-        # warning above an error.
+    except (KafkaException, RuntimeWarning, SystemError) as error:
+        # Its last transaction failed, which was said where it mattered. Where a filter makes an
+        # error of the warning above, the client itself stumbles over it: SystemError.
         logger.debug("while a client was closed: %r", error)

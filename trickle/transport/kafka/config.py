@@ -145,13 +145,14 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
             "acks": "all",
             "batch.size": 1_000_000,
             "enable.idempotence": True,
-            "linger.ms": 5,
+            "linger.ms": 1,
             "message.max.bytes": _RECORD_BYTES_MAX,
             "partitioner": "murmur2_random",  # Java's, so that other clients agree
             "queue.buffering.max.kbytes": _PRODUCER_QUEUE_KIB,
             "queue.buffering.max.messages": _PRODUCER_QUEUE_RECORDS,
         }
         if options.transactional_id is not None:
+            settings["linger.ms"] = 5  # nobody waits for single records; a commit does not linger
             settings["transactional.id"] = options.transactional_id
             settings["transaction.timeout.ms"] = _ms(options.transaction_timeout)
             timeout_ms = min(timeout_ms, _ms(options.transaction_timeout))

@@ -68,6 +68,8 @@ class KafkaConsumer:
         self._waiting = 0
         self._served = trio.Event()
         self._left = trio.Event()
+        self._attending = trio.CancelScope(shield=True)
+        self._attended = trio.Event()
         # One notice at a time: the owner waits for each, but not for ever.
         self._notices_in, self._notices = trio.open_memory_channel[Notice](16)
         self._forked = False
@@ -82,6 +84,7 @@ class KafkaConsumer:
 
     async def fetch(self) -> Sequence[Batch]:
         """Wait for records, then return batches, at most one a partition."""
+        self._check()
         await trio.lowlevel.checkpoint()
         while True:
             self._check()
@@ -190,7 +193,20 @@ class KafkaConsumer:
         self._waiting += 1
         self._notices_in.send_nowait(notice)
 
-    async def serve_notices(self) -> None:
+    async def attend(self) -> None:
+        """Serve the owner until the group has been left: the one child of the client's nursery.
+
+        A cancellation from outside goes through the block first, so this is shielded from it.
+        """
+        try:
+            with self._attending:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_thread)
+                    await self._serve_notices()
+        finally:
+            self._attended.set()
+
+    async def _serve_notices(self) -> None:
         """Call the listener, one notice at a time."""
         async for notice in self._notices:
             if self._failure is None:
@@ -214,7 +230,7 @@ class KafkaConsumer:
         else:
             await self._listener.lost(partitions)
 
-    async def watch_thread(self) -> None:
+    async def _watch_thread(self) -> None:
         """Turn the end of the owner's thread by an error into this client's failure."""
         try:
             await self._bridge.wait_ended()
@@ -254,6 +270,7 @@ class KafkaConsumer:
     async def leave(self) -> None:
         """End the assignment and leave the group; bounded, whatever the broker does."""
         if self._forked:
+            self._attending.cancel()
             return
         with trio.CancelScope(shield=True):
             alive = await self._retire()
@@ -270,6 +287,8 @@ class KafkaConsumer:
                     await self._left.wait()
                 else:
                     bury(self.owner.consumer)
+            self._attending.cancel()
+            await self._attended.wait()
 
     async def _retire(self) -> bool:
         """Stop the polls; tell whether the thread still serves us (or hangs in a dead broker)."""
@@ -305,16 +324,12 @@ async def open_consumer(
     ) as bridge:
         await client.start(bridge)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.serve_notices)
-            nursery.start_soon(client.watch_thread)
+            nursery.start_soon(client.attend)
             try:
                 yield client
             except BaseException as error:  # noqa: BLE001 - raised again below
                 carried = error
-            try:
-                await client.leave()
-            finally:
-                nursery.cancel_scope.cancel()
+            await client.leave()
     carried = carried or client.unraised()
     if carried is not None:
         raise carried

@@ -22,8 +22,10 @@ __all__ = [
     "MEMBERSHIP",
     "OUT_OF_RANGE",
     "REFUSED",
+    "STALE",
     "UNKNOWN_TOPIC",
     "error_of",
+    "failed",
     "refused_by",
     "refused_record",
     "said",
@@ -88,6 +90,18 @@ UNKNOWN_TOPIC = frozenset(
         KafkaError.UNKNOWN_TOPIC_OR_PART,
     }
 )
+
+STALE = frozenset(
+    {
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_CONTROLLER,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+"""The client's picture of the cluster is of the past: look again, then try again."""
 
 REFUSED = UNKNOWN_TOPIC | {
     KafkaError.INVALID_MSG_SIZE,

@@ -28,7 +28,9 @@ _QUIET_PERIOD = 60.0  # seconds
 _KINDS_MAX = 200
 _DIGITS = re.compile(r"\d+")
 # What the driver itself reports, as an error where it belongs; and connections, said as "away".
-_OWN_BUSINESS = frozenset({"TXNERR", "TXNPARTS", "CONFWARN", "GETPID", "ASSIGN", "SESSTMOUT"})
+_OWN_BUSINESS = frozenset(
+    {"ADDOFFSETS", "ADDPARTS", "ASSIGN", "CONFWARN", "FATAL", "GETPID", "TXNERR", "TXNPARTS"}
+)
 _CONNECTIONS = frozenset({"FAIL", "ERROR", "REQTMOUT", "CONNECT"})
 
 

@@ -26,7 +26,7 @@ with the same id has a new epoch, and its ``init_transactions`` ends what the ol
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
@@ -34,21 +34,29 @@ from trickle.exceptions import CommitFailed, ProducerFenced, TransportError
 from trickle.transport.contract import ConsumerOptions
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
-from trickle.transport.kafka.errors import FENCED, error_of, failed, refused_by, said
+from trickle.transport.kafka.errors import (
+    FENCED,
+    error_of,
+    failed,
+    refused_by,
+    refused_record,
+    said,
+)
 from trickle.utils.failpoints import fail_point
+from trickle.transport.kafka.patience import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from confluent_kafka import TopicPartition as Partition
 
+    from trickle.exceptions import RecordRefused
     from trickle.transport.contract import ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
 
 __all__ = ["Content", "Transactions", "make_producer"]
 
-_RETRY_PAUSE = 0.05  # seconds between tries of a call that fails at once
+_LOOK_TIMEOUT = 2.0
+_INCONSISTENT = KafkaError._INCONSISTENT  # pyright: ignore[reportPrivateUsage]
 _COMMIT_SHARE = 0.6  # of the request timeout; the rest is for a new producer
 
 
@@ -94,6 +102,7 @@ class Transactions:
 
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         self.client: Producer
+        self._caller: Caller
         self.broken = True
         self._rival: ProducerFenced | None = None
         self._bare: object = None
@@ -102,13 +111,19 @@ class Transactions:
         self._log = log
         self._id = options.transactional_id or ""
 
-    def open(self) -> None:
-        """Make the producer, end what an earlier one of this id left, and begin."""
-        deadline = time.monotonic() + self._config.request_timeout
+    def open(self, share: float = 1.0) -> None:
+        """Make the producer, end what an earlier one of this id left, and begin.
+
+        Args:
+            share: of the request timeout that it may take.
+        """
+        deadline = time.monotonic() + self._config.request_timeout * share
+        caller = Caller()
         client = make_producer(self._config, self._options, self._log)
         try:
-            _retry(deadline, client.init_transactions)
+            caller.call(deadline, client.init_transactions)
         except KafkaException as raised:
+            caller.end()
             bury(client)
             error = error_of(raised)
             what = f"opening the transactional producer {self._id!r}"
@@ -118,6 +133,7 @@ class Transactions:
             raise failed(self._config.url, timeout, what, error) from raised
         client.begin_transaction()
         self.client = client
+        self._caller = caller
         self.broken = False
 
     def commit(self, content: Content, offsets: list[Partition], metadata: object) -> None:
@@ -132,9 +148,9 @@ class Transactions:
         try:
             if offsets:
                 metadata = metadata or self._bare_metadata()
-                _retry(deadline, client.send_offsets_to_transaction, offsets, metadata)
+                self._caller.call(deadline, client.send_offsets_to_transaction, offsets, metadata)
                 fail_point("commit-offsets-sent")
-            _retry(deadline, client.commit_transaction)
+            self._caller.call(deadline, client.commit_transaction)
             fail_point("commit-broker")
             self._begin()
         except KafkaException as raised:
@@ -147,7 +163,7 @@ class Transactions:
             return
         deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
         try:
-            _retry(deadline, self.client.abort_transaction)
+            self._caller.call(deadline, self.client.abort_transaction)
             self._begin()
         except KafkaException as raised:
             error = error_of(raised)
@@ -159,13 +175,13 @@ class Transactions:
         """Drop what was produced, so that no reader has to wait for it, and close the client."""
         if self.broken:
             return
-        self.broken = True
         try:
-            self.client.abort_transaction(timeout)
+            self._caller.call(time.monotonic() + timeout, self.client.abort_transaction)
         except KafkaException as raised:
             # The broker ends it after the transaction's timeout, or a successor does.
             self._log.error(error_of(raised))
-        self.client.close()
+        self._give_up()
+        bury(self.client)
 
     def _bare_metadata(self) -> object:
         """Return the metadata of a consumer of the group that has not joined: no member is checked.
@@ -188,11 +204,11 @@ class Transactions:
         """Make the producer ready again where that is possible; return what is to be raised."""
         if self._has_rival(error, content):
             return self._fenced(error)
-        refused = refused_by(error, content.topics)
+        refused = refused_by(error, content.topics) or self._missing_topic(error, content)
         if error.txn_requires_abort() and refused is None:
             deadline = time.monotonic() + self._config.request_timeout * (1 - _COMMIT_SHARE)
             try:
-                _retry(deadline, self.client.abort_transaction)
+                self._caller.call(deadline, self.client.abort_transaction)
                 self._begin()
             except KafkaException:
                 self._replace()
@@ -211,16 +227,33 @@ class Transactions:
             f"({said(error)}): the committed offsets tell"
         )
 
+    def _missing_topic(self, error: KafkaError, content: Content) -> RecordRefused | None:
+        """Return the record of a topic that does not exist: the client only says "inconsistent"."""
+        if error.code() != _INCONSISTENT:
+            return None
+        try:
+            known = self.client.list_topics(timeout=_LOOK_TIMEOUT).topics
+        except KafkaException as raised:
+            self._log.error(error_of(raised))
+            return None
+        for topic in sorted(content.topics - known.keys()):
+            return refused_record(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), topic, None)
+        return None
+
     def _replace(self) -> None:
         """Destroy the producer and make a new one with the same id."""
-        self.broken = True
+        self._give_up()
         old = self.client
         try:
             old.purge(blocking=False)  # so that closing it waits for no delivery
         except KafkaException as raised:
             self._log.error(error_of(raised))
         bury(old)
-        self.open()
+        self.open(1 - _COMMIT_SHARE)
+
+    def _give_up(self) -> None:
+        self.broken = True
+        self._caller.end()
 
     def _has_rival(self, error: KafkaError, content: Content) -> bool:
         if error.code() not in FENCED:
@@ -231,7 +264,7 @@ class Transactions:
 
     def _fenced(self, error: KafkaError) -> ProducerFenced:
         if not self.broken:
-            self.broken = True
+            self._give_up()
             bury(self.client)
         self._rival = ProducerFenced(
             f"another producer has taken the transactional id {self._id!r} ({said(error)}): "
@@ -244,19 +277,3 @@ class Transactions:
         if self._rival is not None:
             raise self._rival
         self.open()
-
-
-def _retry(deadline: float, call: Callable[..., Any], *args: Any) -> None:
-    """Call with the time that is left, again and again while the client says that it may help."""
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            call(*args, max(left, 0.001))
-        except KafkaException as raised:
-            error = error_of(raised)
-            final = error.fatal() or error.txn_requires_abort() or not error.retriable()
-            if final or time.monotonic() >= deadline:
-                raise
-            time.sleep(_RETRY_PAUSE)
-        else:
-            return

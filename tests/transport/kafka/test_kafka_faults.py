@@ -1,0 +1,235 @@
+"""Faults of the broker itself, each on a broker of this module's own."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.kafka_broker import KafkaBroker
+from tests.transport.helpers import (
+    LIMIT,
+    Listener,
+    declared,
+    fetch_until,
+    produce,
+    read_all,
+    unique,
+)
+from trickle.exceptions import BrokerUnavailable, CommitFailed, ProducerFenced
+from trickle.transport import open_transport
+from trickle.transport.contract import (
+    CommittedOffset,
+    ConsumerOptions,
+    ProducerOptions,
+    TransportOptions,
+)
+from trickle.types import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trickle.transport.contract import ConsumerClient, ProducerClient
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[KafkaBroker]:
+    """Give a broker that tests may kill, which ends overdue transactions soon."""
+    overdue = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 200}
+    with KafkaBroker(overdue) as broker:
+        yield broker
+
+
+@pytest.fixture
+def broker(own_broker: KafkaBroker) -> Iterator[KafkaBroker]:
+    """Give that broker, running, and leave it running."""
+    yield own_broker
+    if not own_broker.pid:
+        own_broker.start()
+
+
+async def test_no_broker_is_an_error_that_names_the_setting() -> None:
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable) as caught:
+        async with open_transport("kafka://127.0.0.1:1", TransportOptions(request_timeout=1.5)):
+            pass
+    assert time.monotonic() - began < 4
+    assert "broker='kafka://127.0.0.1:1'" in str(caught.value)
+    assert "within 1.5 s" in str(caught.value)
+
+
+async def test_a_broker_killed_and_started_again_costs_no_record(broker: KafkaBroker) -> None:
+    """A producer with transactions and a consumer work while the broker is killed and comes back.
+
+    The producer commits number by number and starts over where a commit failed, from what the
+    committed offsets say, as the committer does: each number is there exactly once.
+    """
+    async with open_transport(broker.url) as transport:
+        topic, group = await declared(transport, 1), unique("group")
+        marker = TopicPartition(await declared(transport, 1), 0)
+        total = 60
+        positions: dict[TopicPartition, int] = {}
+
+        async def go_on(held: frozenset[TopicPartition]) -> None:
+            await consumer.assign({tp: positions.get(tp, 0) for tp in held})
+
+        listener = Listener(on_assigned=go_on)
+        consumer: ConsumerClient
+        with trio.fail_after(LIMIT):
+            async with (
+                transport.producer(ProducerOptions(transactional_id=group, group=group)) as p,
+                transport.consumer(
+                    ConsumerOptions(group=group + "-c", topics=(topic,)), listener
+                ) as consumer,
+                trio.open_nursery() as nursery,
+            ):
+                third, again = trio.Event(), trio.Event()
+
+                async def write() -> None:
+                    number = 0
+                    while number < total:
+                        p.produce(topic, 0, None, b"%d" % number, (), None)
+                        try:
+                            await p.commit({marker: CommittedOffset(number + 1)}, None)
+                        except CommitFailed:
+                            told = (await transport.admin.committed(group, [marker]))[marker]
+                            number = told.offset if told is not None else 0
+                            continue
+                        number += 1
+                        if number == total // 3:
+                            third.set()
+                            await again.wait()
+
+                nursery.start_soon(write)
+                await third.wait()
+                await trio.to_thread.run_sync(broker.kill)
+                again.set()  # the next commit finds no broker
+                await trio.to_thread.run_sync(broker.start)
+                found = await fetch_until(consumer, total, positions)
+                assert [int(record.value or b"") for record in found] == list(range(total))
+
+
+async def test_closing_is_bounded_when_the_broker_is_stopped(broker: KafkaBroker) -> None:
+    """All clients are open, with work in hand, when the broker freezes."""
+    options = TransportOptions(request_timeout=5.0)
+    listener = Listener()
+    with trio.fail_after(LIMIT):
+        async with open_transport(broker.url, options) as transport:
+            topic, group = await declared(transport, 1), unique("group")
+            zero = TopicPartition(topic, 0)
+            consuming = ConsumerOptions(group=group, topics=(topic,))
+            try:
+                async with (
+                    transport.producer(ProducerOptions()) as plain,
+                    transport.producer(ProducerOptions(transactional_id=group)) as exact,
+                    transport.reader({zero: 0}),
+                    transport.consumer(consuming, listener) as consumer,
+                ):
+                    await listener.until_held(1)
+                    await consumer.assign({zero: 0})
+                    await produce(exact, topic, [b"in a transaction"])
+                    await trio.to_thread.run_sync(broker.pause)
+                    await produce(plain, topic, [b"never sent"])
+                    began = time.monotonic()
+                took = time.monotonic() - began
+            finally:
+                broker.resume()
+        assert took < 20
+        assert [call for _, call, _ in listener.calls] == ["assigned", "revoked"]
+
+
+async def test_a_commit_at_a_stopped_broker_ends_in_time_and_can_be_taken_up_again(
+    broker: KafkaBroker,
+) -> None:
+    """The commit times out, no new producer can be made; once the broker is back, ``abort`` can."""
+    options = TransportOptions(request_timeout=4.0)
+    with trio.fail_after(LIMIT):
+        async with open_transport(broker.url, options) as transport:
+            topic = await declared(transport, 1)
+            async with transport.producer(ProducerOptions(transactional_id=topic)) as producer:
+                await produce(producer, topic, [b"before"])
+                await producer.commit({}, None)
+                await produce(producer, topic, [b"lost"])
+                await trio.to_thread.run_sync(broker.pause)
+                began = time.monotonic()
+                try:
+                    with pytest.raises(BrokerUnavailable):
+                        await producer.commit({}, None)
+                    took = time.monotonic() - began
+                    assert not producer.ready
+                finally:
+                    broker.resume()
+                assert took < 10
+                await _abort_until_ready(producer)
+                await produce(producer, topic, [b"after"])
+                await producer.commit({}, None)
+            values = [record.value for record in (await read_all(transport, topic))[0]]
+            # Whether "lost" was committed is the broker's to say; never twice, never partly.
+            assert values in ([b"before", b"after"], [b"before", b"lost", b"after"])
+
+
+async def _abort_until_ready(producer: ProducerClient) -> None:
+    while not producer.ready:
+        try:
+            await producer.abort()
+        except BrokerUnavailable:
+            continue
+
+
+async def test_a_transaction_that_the_broker_ended_is_no_rival(broker: KafkaBroker) -> None:
+    """It stays open longer than its timeout; the broker aborts it and fences its producer."""
+    async with open_transport(broker.url) as transport:
+        topic = await declared(transport, 1)
+        options = ProducerOptions(transactional_id=topic, transaction_timeout=1.0)
+        with trio.fail_after(LIMIT):
+            async with transport.producer(options) as producer:
+                await produce(producer, topic, [b"too slow"])
+                await trio.sleep(2.5)
+                with pytest.raises(CommitFailed) as caught:
+                    await producer.commit({}, None)
+                assert not isinstance(caught.value, ProducerFenced)
+                assert producer.ready
+                await produce(producer, topic, [b"in time"])
+                await producer.commit({}, None)
+            values = [record.value for record in (await read_all(transport, topic))[0]]
+            assert values == [b"in time"]
+
+
+async def test_a_rival_ends_a_producer_for_good(broker: KafkaBroker) -> None:
+    """The loser never takes the id back, whatever is called: there is no war."""
+    async with open_transport(broker.url) as transport:
+        topic = await declared(transport, 1)
+        options = ProducerOptions(transactional_id=topic)
+        with trio.fail_after(LIMIT):
+            async with transport.producer(options) as loser, transport.producer(options) as winner:
+                await produce(loser, topic, [b"loser"])
+                for _ in range(2):
+                    with pytest.raises(ProducerFenced, match="another producer has taken"):
+                        await loser.commit({}, None)
+                    with pytest.raises(ProducerFenced):
+                        await loser.abort()
+                assert not loser.ready
+                await produce(winner, topic, [b"winner"])
+                await winner.commit({}, None)
+            values = [record.value for record in (await read_all(transport, topic))[0]]
+            assert values == [b"winner"]
+
+
+async def test_a_missing_topic_fails_the_commit_by_name(broker: KafkaBroker) -> None:
+    async with open_transport(broker.url) as transport:
+        topic, nowhere = await declared(transport, 1), unique("nowhere")
+        with trio.fail_after(29):
+            async with transport.producer(ProducerOptions(transactional_id=topic)) as producer:
+                await produce(producer, nowhere, [b"lost"])
+                with pytest.raises(CommitFailed) as caught:
+                    await producer.commit({}, None)
+                assert caught.value.refused is not None
+                assert caught.value.refused.topic == nowhere
+                await produce(producer, topic, [b"kept"])
+                await producer.commit({}, None)
+        values = [record.value for record in (await read_all(transport, topic))[0]]
+        assert values == [b"kept"]
