@@ -184,7 +184,35 @@ async def grow(url: str, count: str) -> None:
     say("done")
 
 
+def address_space() -> int:
+    """Return the bytes of address space in use."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+async def cramp(url: str, room: str) -> None:
+    """Write until there is no more address space than so many bytes beyond the present."""
+    options = TransportOptions(client={"map_size": 1 << 20})
+    async with (
+        open_transport(url, options) as transport,
+        transport.producer(ProducerOptions(transactional_id="cramped")) as producer,
+    ):
+        used = address_space()
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(room), used + int(room)))
+        done = 0
+        try:
+            while True:
+                for _ in range(16):
+                    producer.produce("in", 0, None, b"x" * 65536, (), None)
+                await producer.commit({}, None)
+                done += 16
+        except CommitFailed as error:
+            say("refused", error)
+        marks = await transport.admin.watermarks([TopicPartition("in", 0)])
+        say("kept", done, marks[TopicPartition("in", 0)].high)
+
+
 PROGRAMS: dict[str, Callable[..., Awaitable[None]]] = {
+    "cramp": cramp,
     "fill": fill,
     "fork": fork,
     "grow": grow,

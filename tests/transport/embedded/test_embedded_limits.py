@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.transport.embedded.support import Program, read_all, write
-from trickle.exceptions import BrokerUnavailable, ConfigurationError, RecordRefused, UsageError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    ConfigurationError,
+    ProducerFenced,
+    RecordRefused,
+    UsageError,
+)
 from trickle.transport import open_transport
 from trickle.transport.contract import ProducerOptions, TopicSpec, TransportOptions
+from trickle.transport.embedded.gate import Gate
 from trickle.transport.embedded.transport import EmbeddedTransport
 from trickle.types import TopicPartition
 
@@ -61,6 +71,56 @@ async def test_a_map_that_another_process_has_grown_is_adopted(url: str) -> None
         assert len((await read_all(transport, PLACE))[PLACE]) == 3000
         await write(transport, "in", *[(None, b"y" * 1000)] * 3000)
         assert len((await read_all(transport, PLACE))[PLACE]) == 6000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on address space are Linux's")
+async def test_a_map_that_cannot_grow_is_an_error_and_no_crash(
+    log: EmbeddedTransport, url: str
+) -> None:
+    """A process that may use 96 MB of address space more: a clear error, and it can read on."""
+    async with Program.run("cramp", url, str(96 << 20)) as program:
+        refused = await program.until("refused")
+        assert "bytes of address space to grow into" in refused
+        assert "raise its limit (ulimit -v)" in refused
+        _, done, high = (await program.until("kept")).split()
+        assert done == high
+        assert int(done) > 0
+
+
+async def test_commits_that_wait_together_fail_apart(
+    log: EmbeddedTransport, directory: Path
+) -> None:
+    """Three producers wait for the turn to write, and one of them has been fenced meanwhile.
+
+    All three are in one transaction, which is run again without the fenced one.
+    """
+    failed: list[str] = []
+    async with contextlib.AsyncExitStack() as stack:
+        options = [ProducerOptions(transactional_id=f"producer-{n}") for n in range(3)]
+        producers = [await stack.enter_async_context(log.producer(one)) for one in options]
+        await log.admin.fence("producer-1")
+        gate = Gate(directory)
+        assert gate.enter(lambda: True)
+
+        async def commit(n: int) -> None:
+            producers[n].produce("in", 0, None, b"%d" % n, (), None)
+            try:
+                await producers[n].commit({}, None)
+            except ProducerFenced as error:
+                failed.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(3):
+                nursery.start_soon(commit, n)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.leave()
+    sentence = (
+        "another producer has taken over transactional_id='producer-1': nothing was committed, "
+        "and this one is dead"
+    )
+    assert failed == [sentence]
+    values = {record.value for record in (await read_all(log, PLACE))[PLACE]}
+    assert values == {b"0", b"2"}
 
 
 async def test_a_writer_that_does_not_end_is_named(log: EmbeddedTransport, url: str) -> None:

@@ -26,7 +26,7 @@ import lmdb
 from trickle.exceptions import TransportError
 from trickle.transport.embedded.format import KEY, DamagedChunk, unpack
 
-__all__ = ["check_file", "explain"]
+__all__ = ["check_file", "explain", "stored_map_size"]
 
 logger = logging.getLogger("trickle.transport.embedded")
 
@@ -63,6 +63,16 @@ def _read_meta(file: int, slot: int, page_size: int) -> _Meta:
     if len(data) < _META.size:
         return _Meta(0, 0, 0, 0, 0, 0)
     return _Meta(*_META.unpack(data))
+
+
+def stored_map_size(directory: Path) -> int:
+    """Return the size of the map that the file was last written with."""
+    file = os.open(directory / "data.mdb", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        first = _read_meta(file, 0, 1)
+        return max(first.map_size, _read_meta(file, 1, first.page_size).map_size)
+    finally:
+        os.close(file)
 
 
 def _problems(path: Path) -> list[str]:

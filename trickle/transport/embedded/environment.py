@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 import stat
@@ -30,7 +31,7 @@ import lmdb
 import msgspec
 
 from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportError
-from trickle.transport.embedded.damage import check_file, explain
+from trickle.transport.embedded.damage import check_file, explain, stored_map_size
 from trickle.transport.embedded.format import FORMAT_VERSION, DamagedChunk, Marker
 from trickle.transport.embedded.gate import Gate
 from trickle.utils.files import ForeignPathError, private_directory
@@ -235,7 +236,7 @@ class Environment:
             try:
                 return self._env.begin(buffers=True)
             except lmdb.MapResizedError:
-                self._env.set_mapsize(0)
+                self._follow()
             except lmdb.ReadersFullError:
                 self._env.reader_check()
             except lmdb.Error as error:
@@ -257,26 +258,41 @@ class Environment:
             try:
                 with self._env.begin(write=True, buffers=True) as txn:
                     return change(WriteTxn(self, txn))
-            except lmdb.MapFullError as error:
-                self._grow(error)
+            except lmdb.MapFullError:
+                self._grow()
             except lmdb.MapResizedError:
                 with self._no_growth:
-                    self._env.set_mapsize(0)
+                    self._follow()
             except lmdb.Error as error:
                 raise self.translate(error) from error
             except DamagedChunk as error:
                 raise explain(self.directory, str(error)) from error
 
-    def _grow(self, cause: lmdb.Error) -> None:
+    def _grow(self) -> None:
         with self._no_growth:
             size = self._env.info()["map_size"] * 2
-            try:
-                self._env.set_mapsize(size)
-            except (lmdb.Error, OverflowError) as error:
-                raise TransportError(
-                    f"the embedded log in {self.directory} cannot grow beyond {size // 2} bytes "
-                    f"({error}): raise the limit on address space (ulimit -v)"
-                ) from cause
+            self._check_address_space(size)
+            self._env.set_mapsize(size)
+
+    def _follow(self) -> None:
+        """Map what another process has made larger; nobody may be reading."""
+        self._check_address_space(stored_map_size(self.directory))
+        self._env.set_mapsize(0)
+
+    def _check_address_space(self, size: int) -> None:
+        """Try whether so much can be mapped: LMDB gives up the old map before it makes the new one.
+
+        Raises:
+            TransportError: it cannot.
+        """
+        try:
+            anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            mmap.mmap(-1, size, flags=anonymous, prot=mmap.PROT_READ).close()
+        except (OSError, OverflowError, ValueError) as error:
+            raise TransportError(
+                f"the embedded log in {self.directory} finds no {size} bytes of address space to "
+                f"grow into ({error}): raise its limit (ulimit -v)"
+            ) from error
 
     def reader_check(self) -> None:
         """Free the places of readers that died."""
