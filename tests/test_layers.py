@@ -24,6 +24,8 @@ ROOMS: list[str] = [
     "identity",
     "context",
     "service",
+    "tasks",
+    "tree",
     "sensors",
     "transport",
     "positions",
@@ -61,7 +63,16 @@ CLIENTS = {
 }
 
 # Pure modules: no event loop, no client, no clock. Time and positions are arguments.
-PURE = ["trickle.positions", "trickle.exceptions", "trickle.types"]
+PURE = [
+    "trickle.exceptions",
+    "trickle.positions",
+    "trickle.types",
+    "trickle.utils.durations",
+    "trickle.utils.names",
+    "trickle.utils.partitioning",
+    "trickle.utils.rates",
+    "trickle.utils.redact",
+]
 IMPURE = {"trio", "anyio", "time", "confluent_kafka", "lmdb", "socket", "threading"}
 
 

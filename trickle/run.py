@@ -4,29 +4,28 @@ The tree. Each line is a task in the Run's nursery, in the order of start; it en
 order::
 
     Monitor
-    TableManager      shards, and their store
+    Web               it says that the Run is not ready yet, and that it stops
     Producer          clients that publish
+    TableManager      shards, and their store
+    user services     agents may need them
     Committer
     Conductor         scopes and lanes
     Consumer          the membership
     Fetcher
-    Web, user services, timers, tasks        the edge
+    timers, tasks
 
-Stopping goes from the outside in. The edge is cancelled; the conductor drains its lanes, commits
-and releases; the fetcher and the consumer leave the group; the producer and the tables close. All
-of it stands in a shielded scope, so that a cancellation from outside (a user's ``move_on_after``
-around ``async with app.run()``) is a request to stop like any other: the Run watches for it and
-drains. ``Run.cancel()`` ends it at once.
-
-A service that fails does not pull the others down before they have drained: its error is kept, the
-Run stops in order, and raises all errors in one group at the end.
+Stopping goes from the outside in. Tasks and timers are cancelled; the conductor drains its lanes,
+commits and releases; the fetcher and the consumer leave the group; services, tables and the
+producer close. All of it stands in a shielded scope, so that a cancellation from outside (a user's
+``move_on_after`` around ``async with app.run()``) is a request to stop like any other: the Run
+watches for it and drains. ``Run.cancel()`` ends it at once. A service that fails makes the Run stop
+in the same order; all errors are raised in one group at the end (see :mod:`.tree`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +42,11 @@ from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
 from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
-from trickle.service import Service, ServiceStatistics, supervise
+from trickle.service import Service, ServiceStatistics
 from trickle.stores import open_store
 from trickle.streams import Pace
 from trickle.tables import HOLDER, CacheLimits, TableManager
+from trickle.tasks import SupervisedService, TaskService
 from trickle.ticks import TimerService
 from trickle.topology import Topology, prepare
 from trickle.transport import open_transport
@@ -57,14 +57,13 @@ from trickle.transport.contract import (
     Transport,
     TransportOptions,
 )
+from trickle.tree import Tree
 from trickle.web import Health, Web
 
 if TYPE_CHECKING:
     from trickle.stores.contract import Store
 
 __all__ = ["Run", "Surroundings", "open_run"]
-
-logger = logging.getLogger("trickle.run")
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,15 +82,6 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     make_pace: Callable[[], Pace] = Pace
     now: Callable[[], float] = time.time
     name: str | None = None
-
-
-class _Child:
-    """A service in the Run's nursery, in a scope of its own."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.scope = trio.CancelScope()
-        self.ended = trio.Event()
 
 
 class Run(Service):
@@ -137,8 +127,8 @@ class Run(Service):
         self._started_up = False
         self._inner: trio.Nursery | None = None
         self._identity: Identity | None = None
-        self._stack: list[_Child] = []
-        self._failures: list[Exception] = []
+        self._fetcher: Fetcher | None = None
+        self._tree = Tree(self.stop, self.settings.drain_timeout + 5)
 
     # What others see
 
@@ -154,7 +144,7 @@ class Run(Service):
 
     def health(self) -> Health:
         """Return how it is now."""
-        if self._failures:
+        if self._tree.failures:
             return Health(live=False, ready=False, detail="stopping after a failure")
         if self._stopping:
             return Health(live=True, ready=False, detail="stopping: draining and committing")
@@ -165,8 +155,7 @@ class Run(Service):
     def statistics(self) -> ServiceStatistics:
         """Return the tree of services."""
         own = super().statistics()
-        children = tuple(child.service.statistics() for child in self._stack)
-        return msgspec.structs.replace(own, children=children)
+        return msgspec.structs.replace(own, children=self._tree.statistics())
 
     async def wait_stopped(self) -> None:
         """Wait until the Run has been told to stop, or has failed."""
@@ -203,8 +192,8 @@ class Run(Service):
         self.nursery.cancel_scope.cancel()
         if self._identity is not None:
             self._identity.release()
-        if self._failures:
-            raise ExceptionGroup(f"the app {self.definitions.id!r} failed", self._failures)
+        if self._tree.failures:
+            raise ExceptionGroup(f"the app {self.definitions.id!r} failed", self._tree.failures)
 
     async def _watch(self) -> None:
         """Take a cancellation from outside as the request to stop."""
@@ -217,6 +206,11 @@ class Run(Service):
         settings = self.settings
         topics: dict[str, TopicInfo] = {}
         await self._start(self.monitor)
+        if settings.web:
+            self.web = Web(
+                self, host=settings.web_host, port=settings.web_port, token=settings.web_token
+            )
+            await self._start(self.web)
         app = self.definitions
         agents = [] if self._client else list(app.agents)
         tables = list(app.tables)
@@ -234,6 +228,9 @@ class Run(Service):
         await self._start_producer(transport, identity, topics)
         if agents:
             await self._start_tables(transport)
+        if not self._client:
+            await self._start_services()
+        if agents:
             await self._start_lanes(transport, agents, identity)
         elif self.producer is not None:
             self.committer = self._make_committer(self.producer, None)
@@ -346,29 +343,27 @@ class Run(Service):
         await self._start(self.committer)
         await self._start(conductor)
         await self._start(consumer)
-        await self._start(Fetcher(consumer, conductor, settings.buffer_bytes // 4))
+        self._fetcher = Fetcher(consumer, conductor, settings.buffer_bytes // 4)
+        await self._start(self._fetcher)
         await conductor.ready.wait()
 
-    async def _start_edge(self) -> None:
-        settings, committer = self.settings, self.committer
-        assert committer is not None
-        if settings.web:
-            self.web = Web(
-                self, host=settings.web_host, port=settings.web_port, token=settings.web_token
-            )
-            await self._start(self.web)
+    async def _start_services(self) -> None:
         for definition in self.definitions.services:
             service = definition.factory()
             if definition.restart is not None:
-                service = _Supervised(service, definition.restart)
+                service = SupervisedService(service, definition.restart)
             await self._start(service)
+
+    async def _start_edge(self) -> None:
+        committer = self.committer
+        assert committer is not None
         for timer in self.definitions.timers:
             now_ms = lambda: round(self._surroundings.now() * 1000)  # noqa: E731
             await self._start(
                 TimerService(timer.name, timer.function, timer.interval, committer, now_ms)
             )
         for task in self.definitions.tasks:
-            await self._start(_Task(task))
+            await self._start(TaskService(task))
 
     def _open_transport(self) -> AbstractAsyncContextManager[Transport]:
         make = self._surroundings.transport
@@ -382,61 +377,16 @@ class Run(Service):
 
     async def _start(self, service: Service) -> None:
         assert self._inner is not None
-        child = _Child(service)
-        self._stack.append(child)
-        await self._inner.start(self._guard, child, name=service.name)
-
-    async def _guard(self, child: _Child, task_status: trio.TaskStatus[Any]) -> None:
-        status = _Status(task_status)
-        try:
-            with child.scope:
-                await child.service.run(task_status=status)
-        except Exception as error:
-            if not status.done:
-                raise
-            self._failures.append(error)
-            self.stop()
-        finally:
-            child.ended.set()
+        await self._tree.start(self._inner, service)
 
     async def _shut_down(self) -> None:
-        """End the children from the outside in; the conductor drains before those it needs end."""
-        conductor = next((c for c in self._stack if c.service is self.conductor), None)
-        inner = self._stack.index(conductor) + 3 if conductor is not None else 3
-        for child in reversed(self._stack[inner:]):
-            await self._end(child)
-        if conductor is not None and self.conductor is not None:
-            await self._closing(self.conductor.close)
-        if self.committer is not None and conductor is None:
-            await self._closing(self.committer.commit)
-        for child in reversed(self._stack[:inner]):
-            await self._end(child)
-
-    async def _closing(self, call: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await call()
-        except Exception as error:  # noqa: BLE001 - kept, and raised when all has ended
-            if error not in self._failures:
-                self._failures.append(error)
-
-    async def _end(self, child: _Child) -> None:
-        child.scope.cancel()
-        with trio.move_on_after(self.settings.drain_timeout + 5):
-            await child.ended.wait()
-        if not child.ended.is_set():
-            logger.error("%s resists its end (a shielded scope?)", child.service.name)
-
-
-class _Status(trio.TaskStatus[Any]):
-    """Passes ``started()`` on, and remembers it."""
-
-    def __init__(self, status: trio.TaskStatus[Any]) -> None:
-        self._status = status
-        self.done = False
-
-    def started(self, value: object = None) -> None:
-        self.done = True
-        self._status.started(value)
+        """End the children from the outside in; lanes drain before those end that they need."""
+        await self._tree.end_after(self._fetcher or self.committer)
+        if self.conductor is not None:
+            await self._tree.closing(self.conductor.close)
+        elif self.committer is not None:
+            await self._tree.closing(self.committer.commit)
+        await self._tree.end_after(None)
 
 
 class _Late:
@@ -452,33 +402,6 @@ class _Late:
 
     async def lost(self, partitions: frozenset[Any]) -> None:
         await self.target.lost(partitions)
-
-
-class _Task(Service):
-    """A function of the user's that runs once."""
-
-    def __init__(self, function: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(f"Task {getattr(function, '__name__', 'task')}")
-        self._function = function
-
-    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        task_status.started()
-        await self._function()
-
-
-class _Supervised(Service):
-    """A service of the user's that is started again when it fails."""
-
-    def __init__(self, service: Service, policy: Any) -> None:
-        super().__init__(service.name)
-        self._service = service
-        self._policy = policy
-
-    async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        await supervise(self._service.run, self._policy, name=self.name, task_status=task_status)
-
-    def statistics(self) -> ServiceStatistics:
-        return self._service.statistics()
 
 
 @asynccontextmanager
