@@ -244,6 +244,15 @@ def test_a_broker_that_is_not_there_is_an_error_within_its_time(made: Project) -
     assert "127.0.0.1:1" in last
 
 
+def test_a_signal_before_it_is_ready_ends_it_at_once(made: Project) -> None:
+    agent(made, "pass", ', broker="kafka://127.0.0.1:1", broker_timeout=60')
+    worker = made.start("worker", "app:app", "--no-web", "--json")
+    worker.wait_for('"starting"')
+    worker.signal()
+    assert worker.wait(5) == 0
+    assert "stopped by SIGTERM before it was ready" in worker.output
+
+
 def test_a_web_port_that_is_taken(made: Project) -> None:
     agent(made, "pass")
     one = made.start("worker", "app:app")

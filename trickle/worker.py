@@ -93,6 +93,10 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 class Observer(Protocol):
     """Told of what happens to a worker; what prints is not the worker's business."""
 
+    def starting(self) -> None:
+        """Signals are handled from now on, and the Run begins to join and recover."""
+        ...
+
     def ready(self, run: Run, seconds: float) -> None:
         """The Run has joined and recovered, so many seconds after the start."""
         ...
@@ -182,6 +186,7 @@ class Worker(Service):
         run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)
         with self._listening(run):
+            self._observer.starting()
             await run.run(task_status=_Ready(lambda: self._on_ready(run), task_status))
         self.ending = self._how(run)
         self._observer.ended(run, self.ending)
@@ -252,7 +257,10 @@ class Worker(Service):
 
     def _drain(self, run: Run, name: str) -> None:
         self._observer.stopping(name)
-        run.stop()
+        if run.conductor is None:  # nothing is consumed yet, so there is nothing to drain
+            run.cancel()
+        else:
+            run.stop()
 
     def _cancel(self, run: Run) -> None:
         logger.warning("second signal: events in hand are dropped, they run again")

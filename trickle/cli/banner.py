@@ -46,23 +46,27 @@ class Banner:
 
     Args:
         events: where JSON documents go that a program waits for; None for none.
+        as_log: the banner is a log record, as where log lines are JSON.
         redact: blanks the secrets.
     """
 
     def __init__(
-        self, app: App, resolved: Resolved, events: Output | None, redact: Redactor
+        self,
+        app: App,
+        resolved: Resolved,
+        events: Output | None,
+        redact: Redactor,
+        *,
+        as_log: bool,
     ) -> None:
         self._app = app
+        self._as_log = as_log
         self._settings = shown(resolved.settings, resolved.sources)
         self._events = events
         self._redact = redact
 
-    def starting(self, *, as_log: bool) -> None:
-        """Show what is about to run.
-
-        Args:
-            as_log: as a log record, where log lines are JSON.
-        """
+    def starting(self) -> None:
+        """Show what is about to run."""
         facts = {
             "app": self._app.id,
             "version": version("trickle"),
@@ -75,7 +79,7 @@ class Banner:
             "tables": list(self._app.tables),
             "topics": list(self._app.topics),
         }
-        if as_log:
+        if self._as_log:
             logger.info("starting", extra=facts)
         elif logger.isEnabledFor(logging.INFO):
             _print(self._lines(), self._redact)

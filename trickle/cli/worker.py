@@ -56,8 +56,8 @@ def worker(
 
     from trickle.worker import LINGER_TIMEOUT_S, Worker, thread_words  # noqa: PLC0415 - the whole engine: after bad arguments
 
-    banner = Banner(app, resolved, Output(as_json=True) if as_json else None, state.redact)
-    banner.starting(as_log=log_format == "json")
+    events = Output(as_json=True) if as_json else None
+    banner = Banner(app, resolved, events, state.redact, as_log=log_format == "json")
     process = Worker(app, resolved, banner)
     state.leave = lambda code: process.deadline.arm(LINGER_TIMEOUT_S, code, thread_words)
     try:
