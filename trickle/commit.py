@@ -50,6 +50,7 @@ __all__ = ["Committer", "Enrolled"]
 
 logger = logging.getLogger("trickle.commit")
 
+PRESSURE_CHUNKS = 16  # how often the caches are asked whether they must be relieved
 NARROWER = 8  # by how much the next commits shrink after one with a refused record
 
 
@@ -128,6 +129,7 @@ class Committer(Service):
         # What has settled since the last snapshot
         self._events = 0
         self._bytes = 0
+        self._chunks = 0
         self._after: list[Callable[[], Awaitable[object] | object]] = []
         self._ticks: list[Effect] = []
         self._room = trio.Event()
@@ -201,6 +203,11 @@ class Committer(Service):
     def settled(self, lane: Lane, events: int) -> None:
         self._events += events
         self._sensor.events_settled(lane.agent, lane.partition, events)
+        self._chunks += 1
+        if not self._chunks % PRESSURE_CHUNKS and any(
+            shard.pressure for shard in lane.shards.values()
+        ):
+            self._crowd()
         if self._events >= self._limit:
             self._crowd()
 

@@ -80,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ``latest``.
         client: options of the Kafka client (librdkafka) by its own names.
         buffer_bytes: fetched records that wait for their agents, at most.
-        cache_bytes: cached values of one shard (one partition of one table), at most.
+        cache_bytes: values of tables in memory, of all shards together, at most.
         group_protocol: ``classic``, or ``consumer`` (KIP-848).
         group_instance_id: a static member's name; None: no static membership.
     """
@@ -110,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     out_of_range: Literal["stop", "earliest", "latest"] = "stop"
     client: ClientOptions = MappingProxyType({})
     buffer_bytes: int = 32 << 20
-    cache_bytes: int = 64 << 20
+    cache_bytes: int = 256 << 20
     group_protocol: Literal["classic", "consumer"] = "classic"
     group_instance_id: str | None = None
 
