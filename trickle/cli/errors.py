@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import trio
 
+from trickle.cli.output import printable
 from trickle.exceptions import ConfigurationError, TrickleError
 from trickle.utils.logs import Redactor, where_raised
 
@@ -135,9 +136,10 @@ def report(
     out = stream or sys.stderr
     told = sentences(error) or [f"{type(error).__name__}: {error}"]
     if debug:
-        out.write(redact("".join(traceback.format_exception(error))))
+        text = redact("".join(traceback.format_exception(error)))
+        out.write(text.encode("utf-8", "backslashreplace").decode())
     for sentence in told[:_SENTENCES_MAX]:
-        out.write(redact(f"trickle: {sentence}\n"))
+        out.write(f"trickle: {printable(redact(sentence))}\n")
     if len(told) > _SENTENCES_MAX:
         out.write(f"trickle: and {len(told) - _SENTENCES_MAX} more errors\n")
     if _unexpected(error) and not debug:

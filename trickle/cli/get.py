@@ -13,7 +13,7 @@ import typer
 from trickle.app import App
 from trickle.cli import errors
 from trickle.cli.broker import open_broker
-from trickle.cli.output import Output, text_of
+from trickle.cli.output import Output, printable, text_of
 from trickle.cli.state import DebugOption, JsonOption, get_state, run
 from trickle.cli.wire import Wire
 from trickle.exceptions import UsageError
@@ -56,7 +56,7 @@ def get(
         raise UsageError(f"KEY is null: the keys of table {table!r} are never null")
     if run(partial(_get_one, app, found, value, output)):
         return errors.EXIT_OK
-    typer.echo(f"trickle: table {table!r} has no key {key!r}", err=True)
+    typer.echo(printable(f"trickle: table {table!r} has no key {key!r}"), err=True)
     return errors.EXIT_ERROR
 
 

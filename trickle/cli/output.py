@@ -25,8 +25,8 @@ _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 16
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows and does not obey."""
-    return text.translate(_CONTROLS)
+    """Return text that a terminal shows and does not obey, and that every stream can encode."""
+    return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
 
 
 def text_of(data: bytes | None) -> str | None:
@@ -101,7 +101,8 @@ def _cell(value: object) -> str:
 
 def _dumps(value: object) -> str:
     builtins: Any = msgspec.to_builtins(value, str_keys=True)
-    return json.dumps(builtins, ensure_ascii=False, separators=(", ", ": "))
+    text = json.dumps(builtins, ensure_ascii=False, separators=(", ", ": "))
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, as JSON spells them
 
 
 def abandon_output() -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from trickle.cli import errors
-from trickle.cli.output import abandon_output
+from trickle.cli.output import abandon_output, printable
 from trickle.cli.state import DebugOption, State, get_state
 
 if TYPE_CHECKING:
@@ -131,6 +131,6 @@ def _report_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed or not
         sys.stderr.write(f"{message}\n" if message else "")
         return errors.EXIT_USAGE
-    message = message[:1].lower() + message[1:]
+    message = printable(message[:1].lower() + message[1:])
     sys.stderr.write(f"{path}: {message.rstrip('.')} ({path} --help tells more)\n")
     return errors.EXIT_USAGE
