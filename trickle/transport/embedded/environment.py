@@ -54,6 +54,9 @@ MAP_BYTES = 256 << 20
 
 READERS_MAX = 1024
 
+_READERS_BYTES = 64 * (READERS_MAX + 2)
+"""mdb.c: a cache line each, and one or two for the head of the table."""
+
 _MARKER = b"f"
 
 _NAMES = (b"meta", b"heads", b"log", b"offsets")
@@ -134,8 +137,10 @@ class Environment:
             except BaseException:
                 env.close()
                 raise
-        except BaseException:
+        except BaseException as error:
             os.close(in_use)
+            if isinstance(error, OSError) and _is_no_room(error):
+                raise _no_room(directory, error) from error
             raise
         return opened
 
@@ -159,7 +164,10 @@ class Environment:
             )
         if written is None:
             draft = self.directory / f"FORMAT.{os.getpid()}"
-            draft.write_bytes(stored + b"\n")
+            with draft.open("wb") as file:
+                file.write(stored + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
             draft.rename(beside)
         elif written.identity != marker.identity:
             raise explain(self.directory, "data.mdb is another log's than FORMAT says")
@@ -300,18 +308,26 @@ class Environment:
 
     def translate(self, error: lmdb.Error) -> TransportError:
         """Return the sentence for an error of LMDB's."""
-        code = getattr(error, "code", 0)
-        if isinstance(error, lmdb.DiskError) or code in {
-            errno.ENOSPC,
-            errno.EFBIG,
-            errno.EDQUOT,
-            errno.EIO,
-        }:
-            return TransportError(
-                f"the embedded log in {self.directory} cannot be written ({error}): nothing of "
-                "the transaction was kept. Make room on its disk, or raise the limit on file size"
-            )
+        if _is_no_room(error):
+            return _no_room(self.directory, error)
         return explain(self.directory, str(error))
+
+
+def _is_no_room(error: Exception) -> bool:
+    code = getattr(error, "code", None) or getattr(error, "errno", None)
+    return isinstance(error, lmdb.DiskError) or code in {
+        errno.ENOSPC,
+        errno.EFBIG,
+        errno.EDQUOT,
+        errno.EIO,  # what LMDB makes of a write that was cut short
+    }
+
+
+def _no_room(directory: Path, error: Exception) -> TransportError:
+    return TransportError(
+        f"the embedded log in {directory} cannot be written ({error}): nothing of the transaction "
+        "was kept. Make room on its disk, or raise the limit on file size"
+    )
 
 
 def _lock_for_use(directory: Path, timeout: float) -> int:
@@ -326,6 +342,8 @@ def _lock_for_use(directory: Path, timeout: float) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         file = os.open(directory / "open.lock", flags, 0o600)
     except OSError as error:
+        if _is_no_room(error):
+            raise _no_room(directory, error) from error
         raise ConfigurationError(
             f"broker='lmdb://{directory}' cannot be used ({error.strerror}): name a directory "
             "that this user may write"
@@ -364,6 +382,7 @@ def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
                 f"broker='lmdb://{directory}' cannot be used: {name} in it is no plain file"
             )
     try:
+        _reserve_readers(directory)
         env = lmdb.open(
             str(directory),
             map_size=map_bytes,
@@ -374,6 +393,8 @@ def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
             max_spare_txns=4,
         )
     except (lmdb.Error, OSError) as error:
+        if _is_no_room(error):
+            raise _no_room(directory, error) from error
         code = getattr(error, "code", 0) or getattr(error, "errno", 0)
         if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise ConfigurationError(
@@ -387,6 +408,20 @@ def _open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
             ) from error
         raise explain(directory, str(error)) from error
     return env
+
+
+def _reserve_readers(directory: Path) -> None:
+    """Give LMDB's table of readers its blocks on disk.
+
+    It is mapped and written through the map: on a disk that is full it would be a SIGBUS.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    file = os.open(directory / "lock.mdb", flags, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file, 0, _READERS_BYTES)
+    finally:
+        os.close(file)
 
 
 def _is_made(env: lmdb.Environment, directory: Path) -> bool:
@@ -427,14 +462,15 @@ def _open_databases(
     try:
         with env.begin(write=True) as txn:
             meta, heads, log, offsets = (env.open_db(name, txn=txn) for name in _NAMES)
-            if (
-                not made and txn.get(_MARKER, db=meta) is None
-            ):  # another process may have been faster
+            # Another process may have been faster.
+            if not made and txn.get(_MARKER, db=meta) is None:
                 marker = Marker(identity=secrets.token_hex(8))
                 txn.put(_MARKER, msgspec.json.encode(marker), db=meta)
     except lmdb.Error as error:
         if made:
             raise explain(directory, str(error)) from error
+        if _is_no_room(error):
+            raise _no_room(directory, error) from error
         raise TransportError(f"no embedded log can be made in {directory}: {error}") from error
     finally:
         gate.leave()
