@@ -34,7 +34,7 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 def test_a_password_is_never_shown() -> None:
     config = read_config("kafka://me:s%40crt!@host", TransportOptions())
     assert config.url == "kafka://me:****@host:9092"
-    assert config.client["sasl.password"] == "s@crt!"  # noqa: S105
+    assert config.client["sasl.password"] == "s@crt!"
     assert config.client["security.protocol"] == "SASL_SSL"
     assert config.redact("s@crt! and s%40crt!") == "**** and ****"
     with pytest.raises(ConfigurationError) as caught:
@@ -47,8 +47,10 @@ def test_a_password_without_encryption_is_warned_of(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, LOGGER):
         read_config("kafka://me:secret@host", options)
     assert [record.message for record in caplog.records] == [
-        "the broker's password and all records travel without encryption: "
-        "set the client option security.protocol to SASL_SSL"
+        (
+            "the broker's password and all records travel without encryption: "
+            "set the client option security.protocol to SASL_SSL"
+        )
     ]
 
 
@@ -120,7 +122,9 @@ def test_a_broker_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) ->
         log.log(30, "%s [%s] %s", "OTHER", "client-1", "took 5 ms")
         log.log(30, "%s [%s] %s", "OTHER", "client-1", "took 7 ms")
     assert [record.message for record in caplog.records] == [
-        "the broker kafka://me:****@host:1 is away, trying again until it answers: "
-        "****: refused after 0 ms",
+        (
+            "the broker kafka://me:****@host:1 is away, trying again until it answers: "
+            "****: refused after 0 ms"
+        ),
         "OTHER: took 5 ms",
     ]

@@ -8,7 +8,7 @@ fails its pending futures.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 from confluent_kafka import (
@@ -19,7 +19,6 @@ from confluent_kafka import (
     TopicCollection,
 )
 from confluent_kafka import TopicPartition as Partition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from trickle.exceptions import TopicError
 from trickle.transport.contract import CommittedOffset, ProducerOptions, TopicInfo, Watermarks
@@ -35,6 +34,13 @@ from trickle.transport.kafka.errors import (
     unavailable,
 )
 from trickle.transport.kafka.fork import forked_error, watch_forks
+from trickle.transport.kafka.stubs import (
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 from trickle.transport.kafka.transaction import make_producer
 from trickle.types import TopicPartition
 
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from trickle.transport.contract import TopicSpec
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
+    from trickle.transport.kafka.stubs import TypedAdmin
 
 __all__ = ["KafkaAdmin", "topic_config"]
 
@@ -63,9 +70,10 @@ class KafkaAdmin:
         settings["logger"] = log
         settings["error_cb"] = log.error
         try:
-            self._client = AdminClient(settings)
+            self._handle = AdminClient(settings)
         except KafkaException as error:
             raise configuration_error(error, config) from error
+        self._client = cast("TypedAdmin", self._handle)
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._forked = False
         watch_forks(self)
@@ -76,7 +84,10 @@ class KafkaAdmin:
         Raises:
             BrokerUnavailable: it does not.
         """
-        await self._run("connecting", lambda timeout: self._client.list_topics(timeout=timeout))
+        await self._run("connecting", self._look)
+
+    def _look(self, timeout: float) -> None:
+        self._client.list_topics(timeout=timeout)
 
     async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicInfo]:
         """Return the topics that exist, of those named, or all that are not internal."""
@@ -376,14 +387,23 @@ class KafkaAdmin:
 
     def close(self) -> None:
         """Let go of the client; closing it may take long, so nobody waits."""
-        client: Any = self._client
-        if not self._forked and hasattr(client, "close"):
-            bury(client)
+        if not self._forked:
+            bury(_Closing(self._handle))
 
     def in_forked_child(self) -> list[object]:
         """See :mod:`.fork`."""
         self._forked = True
-        return [self._client]
+        return [self._handle]
+
+
+class _Closing:
+    """An AdminClient closes as a context manager only."""
+
+    def __init__(self, client: AdminClient) -> None:
+        self._client = client
+
+    def close(self) -> None:
+        self._client.__exit__(None, None, None)
 
 
 def topic_config(spec: TopicSpec) -> dict[str, str]:

@@ -16,8 +16,6 @@ from trickle.types import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trickle.types import Headers
-
 __all__ = ["KafkaBatch", "merge", "split"]
 
 _OVERHEAD_BYTES = 250  # of one message beyond key and value, in Python and in librdkafka, about
@@ -67,6 +65,7 @@ class KafkaBatch:
     def record(self, index: int) -> Record:
         """Return one record whole."""
         message = self.messages[index]
+        # The stubs allow what a producer is given; a consumer gives a list of pairs.
         headers = cast("list[tuple[str, bytes | None]] | None", message.headers())
         return Record(
             topic=self.topic,
@@ -75,7 +74,7 @@ class KafkaBatch:
             timestamp_ms=self.timestamp_ms(index),
             key=message.key(),
             value=message.value(),
-            headers=cast("Headers", tuple(headers)) if headers else (),
+            headers=tuple(headers) if headers else (),
         )
 
     def extend(self, later: KafkaBatch) -> None:

@@ -108,7 +108,7 @@ class Notice:
     __slots__ = ("done", "generation", "kind", "partitions")
 
     def __init__(self, kind: Kind, generation: int, partitions: frozenset[TopicPartition]) -> None:
-        self.kind = kind
+        self.kind: Kind = kind
         self.generation = generation
         self.partitions = partitions
         self.done = False

@@ -42,8 +42,8 @@ from trickle.transport.kafka.errors import (
     refused_record,
     said,
 )
-from trickle.utils.failpoints import fail_point
 from trickle.transport.kafka.patience import Caller
+from trickle.utils.failpoints import fail_point
 
 if TYPE_CHECKING:
     from confluent_kafka import TopicPartition as Partition
