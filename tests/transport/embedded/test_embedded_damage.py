@@ -118,6 +118,18 @@ async def test_a_log_that_lost_its_beginning_is_not_taken_for_new(
     assert (directory / "data.mdb").stat().st_size == size
 
 
+@pytest.mark.parametrize("size", [0, 100, PAGE])
+async def test_a_log_whose_making_was_cut_short_is_made_again(
+    url: str, directory: Path, size: int
+) -> None:
+    """The disk was full before the second meta page and FORMAT: there was nothing in it yet."""
+    await filled(url, 1)
+    os.truncate(directory / "data.mdb", size)
+    os.unlink(directory / "FORMAT")
+    values = await filled(url, 2)
+    assert await contents(url) == values
+
+
 async def test_a_missing_file_is_not_taken_for_new(url: str, directory: Path) -> None:
     """FORMAT says that there was one."""
     await filled(url, 1)
