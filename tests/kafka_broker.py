@@ -112,6 +112,11 @@ class KafkaBroker:
         properties: server properties beside, or in place of, those that it needs.
         heap: Java's ``-Xmx``.
         keep: leave data and log in their directory at the end.
+        behind: the port of a proxy: a second listener is advertised there, so that clients that
+            start at the proxy stay behind it; the proxy connects to :attr:`inner_port`.
+
+    Attributes:
+        inner_port: of that second listener; 0 without a proxy.
     """
 
     def __init__(
@@ -120,12 +125,15 @@ class KafkaBroker:
         *,
         heap: str = "1g",
         keep: bool = False,
+        behind: int | None = None,
     ) -> None:
         self.keep = keep
+        self.inner_port = 0
         self.directory = Path(tempfile.mkdtemp(prefix="trickle-kafka-"))
         self.log = self.directory / "broker.log"
         self._extra = dict(properties or {})
         self._heap = heap
+        self._behind = behind
         self._port = 0
         self._guard: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -211,16 +219,25 @@ class KafkaBroker:
 
     def _format(self) -> None:
         """Choose ports, write the properties and format the storage."""
-        self._port, controller = _free_ports()
+        self._port, controller, inner = _free_ports()
         host = "127.0.0.1"
+        listeners = f"PLAINTEXT://{host}:{self._port}"
+        advertised = listeners
+        if self._behind is not None:
+            self.inner_port = inner
+            listeners += f",PROXIED://{host}:{inner}"
+            advertised += f",PROXIED://{host}:{self._behind}"
         properties: dict[str, str | int | bool] = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@{host}:{controller}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{host}:{self._port},CONTROLLER://{host}:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{host}:{self._port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{listeners},CONTROLLER://{host}:{controller}",
+            "advertised.listeners": advertised,
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": (
+                "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT"
+            ),
             "log.dirs": str(self.directory / "data"),
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,
@@ -314,11 +331,11 @@ def _property(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+def _free_ports() -> tuple[int, int, int]:
+    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        for one in (first, second, third):
+            one.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1], third.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,131 @@
+"""``python -m tests.faults``: break workers for a while, and judge what is left.
+
+It exits with 1 where something is wrong, and tells the first findings in full. The seed that it
+prints repeats workload and plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults.cluster import Cluster
+from tests.faults.drive import Drive, Options
+from tests.faults.judge import Finding
+from tests.faults.plan import FAULTS, make_plan
+from tests.faults.verdict import Verdict, count_by_check
+from tests.faults.workload import make_items
+
+__all__ = ["main"]
+
+_TOLD = 12
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long faults go on")
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument("--keys", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=800.0, help="records a second")
+    parser.add_argument("--seed", type=int, default=None, help="a new one where left out")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two faults")
+    parser.add_argument(
+        "--guarantee", choices=["exactly_once", "at_least_once"], default="exactly_once"
+    )
+    parser.add_argument("--protocol", choices=["classic", "consumer"], default="classic")
+    parser.add_argument("--session-timeout", type=float, default=6.0)
+    parser.add_argument("--shared", action="store_true", help="one data directory for all")
+    parser.add_argument(
+        "--faults", default=",".join(FAULTS), help=f"of {', '.join(FAULTS)}; none: ''"
+    )
+    parser.add_argument("--tree", default="", help="a checkout whose trickle the workers run")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data of a clean run")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the checker once; return its exit code."""
+    given = _arguments(argv)
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 30)
+    faults = [name for name in given.faults.split(",") if name]
+    directory = Path(tempfile.mkdtemp(prefix="trickle-faults-"))
+    options = Options(
+        app=f"faults-{seed}",
+        directory=directory,
+        seed=seed,
+        seconds=given.seconds,
+        workers=given.workers,
+        partitions=given.partitions,
+        rate=given.rate,
+        guarantee=given.guarantee,
+        protocol=given.protocol,
+        session_timeout=given.session_timeout,
+        shared=given.shared,
+        tree=given.tree,
+    )
+    plan = make_plan(
+        seed, given.seconds, every=given.every, session_timeout=given.session_timeout, faults=faults
+    )
+    items = list(make_items(seed, given.keys, int(given.seconds * given.rate)))
+    _write(f"seed {seed}: {len(plan)} faults, {len(items):,} records; {given.guarantee}, "
+           f"{given.protocol}, {given.workers} workers; {directory}")  # fmt: skip
+    with Cluster() as cluster:
+        drive = Drive(cluster, options, plan, items)
+        try:
+            drive.run()
+        finally:
+            drive.close()
+        verdict = Verdict(cluster, options, drive)
+        began = time.monotonic()
+        verdict.judge()
+        judged = time.monotonic() - began
+        findings = drive.findings + verdict.findings
+        if findings:
+            shutil.copy(cluster.broker.log, directory / "broker.log")
+    _report(options, drive, verdict, findings, judged)
+    if not findings and not given.keep:
+        shutil.rmtree(directory, ignore_errors=True)
+    return 1 if findings else 0
+
+
+def _report(
+    options: Options, drive: Drive, verdict: Verdict, findings: list[Finding], judged: float
+) -> None:
+    rows: list[tuple[str, object]] = [("seed", options.seed), ("guarantee", options.guarantee)]
+    rows += sorted(drive.counts.items())
+    rows += list(verdict.checked.items())
+    rows += [
+        ("duplicated records", verdict.duplicated),
+        ("settled after, s", round(drive.settled_after, 1)),
+        ("longest drain, s", round(drive.longest_drain, 1)),
+        ("starts of workers", sum(slot.starts for slot in drive.slots)),
+        ("most memory, MB", _most_memory(drive)),
+        ("judged in, s", round(judged, 1)),
+        ("findings", len(findings)),
+    ]
+    rows += [(f"  {check}", count) for check, count in sorted(count_by_check(findings).items())]
+    _write("\n" + "\n".join(f"{name:<28} {value}" for name, value in rows))
+    for finding in findings[:_TOLD]:
+        _write(f"\n{finding.check}: {finding.text}")
+    if findings:
+        _write(f"\nlogs and data: {options.directory}; the same again: --seed {options.seed}")
+
+
+def _most_memory(drive: Drive) -> int:
+    samples = [rss for slot in drive.slots for rss in slot.rss_bytes.values()]
+    return max(samples, default=0) >> 20
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

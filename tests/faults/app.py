@@ -1,0 +1,124 @@
+"""The app under test: the only module of the checker that knows trickle.
+
+Every event of the source is echoed into two topics, at two different partitions, counted per key,
+and counted again per group behind a repartition; a second agent reads the same source at a pace of
+its own. Some events fail at their first attempt, after they have written and sent, and some take a
+while there: so an undo that forgets something, or a cancelled event that leaves something, shows.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+import trickle
+
+_ID = os.environ["FAULTS_APP"]
+_PARTITIONS = int(os.environ["FAULTS_PARTITIONS"])
+
+
+class Item(trickle.Model):
+    """A record of the workload: ``number`` is unique for its key."""
+
+    number: int
+    group: str
+
+
+class Counted(trickle.Model):
+    """What is told of an event behind a count: whose it was, and the count with it."""
+
+    key: str
+    number: int
+    count: int
+
+
+class FlakyError(Exception):
+    """What an event fails with at its first attempt."""
+
+
+app = trickle.App(
+    _ID,
+    broker=os.environ["FAULTS_BROKER"],
+    data_dir=os.environ["FAULTS_DATA"],
+    processing_guarantee=(
+        "exactly_once" if os.environ["FAULTS_GUARANTEE"] == "exactly_once" else "at_least_once"
+    ),
+    group_protocol="consumer" if os.environ["FAULTS_PROTOCOL"] == "consumer" else "classic",
+    session_timeout=float(os.environ["FAULTS_SESSION_TIMEOUT"]),
+    drain_timeout=2,
+    broker_timeout=8,
+)
+
+source = app.topic(f"{_ID}-in", key=str, value=Item, partitions=_PARTITIONS)
+left = app.topic(f"{_ID}-left", key=str, value=Item, partitions=_PARTITIONS)
+right = app.topic(f"{_ID}-right", key=str, value=Item, partitions=_PARTITIONS)
+third = app.topic(f"{_ID}-third", key=str, value=Item, partitions=_PARTITIONS)
+running = app.topic(f"{_ID}-running", key=str, value=Counted, partitions=_PARTITIONS)
+grouped = app.topic(f"{_ID}-grouped", key=str, value=Counted, partitions=_PARTITIONS)
+
+counts = app.table("counts", key=str, value=int, default=int)
+sums = app.table("sums", key=str, value=int, default=int)
+groups = app.table("groups", key=str, value=int, default=int)
+last = app.table("last", key=str, value=list[int], default=list[int])
+
+_failed_once: set[tuple[str, int]] = set()
+
+
+@app.agent(source, on_error=trickle.Retry(times=3, backoff=0))
+async def echo(stream: trickle.Stream[Item, str]) -> None:
+    """Echo each event twice, and count it."""
+    async for event in stream.events():
+        key, item = event.key, event.value
+        counts[key] += 1
+        sums[key] += item.number
+        last[key] = [*last[key][-2:], item.number]
+        left.send_nowait(item, key=key)
+        if item.number % 101 == 0 and (key, item.number) not in _failed_once:
+            _failed_once.add((key, item.number))
+            raise FlakyError
+        if item.number % 997 == 0:
+            await trio.sleep(0.2)
+        running.send_nowait(Counted(key=key, number=item.number, count=counts[key]), key=key)
+        right.send_nowait(item, key=key, partition=(event.partition + 1) % _PARTITIONS)
+
+
+@app.agent(source)
+async def second(stream: trickle.Stream[Item, str]) -> None:
+    """Echo each event as well, behind or ahead of the other agent."""
+    async for event in stream.events():
+        if event.offset % 400 == 0:
+            await trio.sleep(0.3)
+        third.send_nowait(event.value, key=event.key)
+
+
+class Member(trickle.Model):
+    """An item on its way to its group: it takes its key with it."""
+
+    key: str
+    number: int
+    group: str
+
+
+members = app.topic(f"{_ID}-members", key=str, value=Member, partitions=_PARTITIONS)
+
+
+@app.agent(source, name="enlist")
+async def enlist(stream: trickle.Stream[Item, str]) -> None:
+    """Send each event on with its key in its value, for grouping changes the key."""
+    async for event in stream.events():
+        item = event.value
+        members.send_nowait(
+            Member(key=event.key, number=item.number, group=item.group), key=event.key
+        )
+
+
+@app.agent(members.group_by("group", name="by-group"), name="group")
+async def group(stream: trickle.Stream[Member, str]) -> None:
+    """Count per group."""
+    async for event in stream.events():
+        member = event.value
+        groups[event.key] += 1
+        grouped.send_nowait(
+            Counted(key=member.key, number=member.number, count=groups[event.key]), key=event.key
+        )

@@ -1,0 +1,156 @@
+"""The broker of a run, the proxy before it, and what is asked of it from outside the proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from tests.faults.proxy import Proxy
+from tests.kafka_broker import KafkaBroker
+
+__all__ = ["Cluster", "Ends", "Place"]
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+_TIMEOUT = 30.0
+
+
+class Ends(NamedTuple):
+    """Where a partition begins and ends.
+
+    Attributes:
+        low: its first offset.
+        stable: the last stable offset: where a pending transaction begins, else ``high``.
+        high: the high watermark.
+    """
+
+    low: int
+    stable: int
+    high: int
+
+
+class Cluster:
+    """A broker of one's own behind a proxy; a context manager.
+
+    Attributes:
+        proxy: what workers reach the broker through.
+        broker: the broker itself.
+    """
+
+    def __init__(self) -> None:
+        self.proxy = Proxy()
+        # Overdue transactions are ended soon, as a worker that was killed waits for nobody.
+        self.broker = KafkaBroker(
+            {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 500},
+            heap="512m",
+            behind=self.proxy.port,
+        )
+        self._admin: Any = None
+
+    def __enter__(self) -> Self:
+        self.broker.__enter__()
+        self.proxy.target = self.broker.inner_port
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.proxy.close()
+        self.broker.close()
+
+    @property
+    def workers_url(self) -> str:
+        """The broker URL for the app under test: the proxy."""
+        return f"kafka://127.0.0.1:{self.proxy.port}"
+
+    @property
+    def servers(self) -> str:
+        """The broker's address without the proxy."""
+        return self.broker.address
+
+    @property
+    def admin(self) -> Any:
+        """A client for looks and topics; one for all, as a collected one fails its futures."""
+        if self._admin is None:
+            self._admin = AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
+        return self._admin
+
+    def create(self, names: Iterable[str], partitions: int) -> None:
+        """Make topics."""
+        new = [NewTopic(name, num_partitions=partitions) for name in names]
+        for future in self.admin.create_topics(new, request_timeout=_TIMEOUT).values():
+            future.result(_TIMEOUT)
+
+    def topics(self, prefix: str) -> dict[str, int]:
+        """Return the topics that begin so, with their partition counts."""
+        listed = self.admin.list_topics(timeout=_TIMEOUT).topics
+        return {name: len(t.partitions) for name, t in listed.items() if name.startswith(prefix)}
+
+    def ends(self, places: Iterable[Place]) -> dict[Place, Ends]:
+        """Return where partitions begin and end."""
+        asked = [TopicPartition(topic, partition) for topic, partition in places]
+        low = self._offsets(asked, OffsetSpec.earliest(), committed=False)
+        high = self._offsets(asked, OffsetSpec.latest(), committed=False)
+        stable = self._offsets(asked, OffsetSpec.latest(), committed=True)
+        return {place: Ends(low[place], stable[place], high[place]) for place in low}
+
+    def _offsets(
+        self, asked: list[TopicPartition], spec: Any, *, committed: bool
+    ) -> dict[Place, int]:
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        answers = self.admin.list_offsets(
+            dict.fromkeys(asked, spec), isolation_level=level, request_timeout=_TIMEOUT
+        )
+        return {
+            (at.topic, at.partition): future.result(_TIMEOUT).offset
+            for at, future in answers.items()
+        }
+
+    def committed(self, group: str, places: Iterable[Place]) -> dict[Place, int]:
+        """Return the group's stable committed offsets; those that were never committed are out."""
+        asked = [TopicPartition(topic, partition) for topic, partition in places]
+        request = ConsumerGroupTopicPartitions(group, asked)
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            with contextlib.suppress(KafkaException):
+                answer = self.admin.list_consumer_group_offsets(
+                    [request], require_stable=True, request_timeout=_TIMEOUT
+                )[group].result(_TIMEOUT)
+                found = cast("list[Any]", answer.topic_partitions or [])
+                if all(at.error is None for at in found):
+                    return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the committed offsets of {group} are not stable")
+            time.sleep(0.1)
+
+    def members(self, group: str) -> int:
+        """Return how many members a group has."""
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            # The client may wait for a coordinator for ever that it asked for too early.
+            answer = self.admin.describe_consumer_groups([group], request_timeout=3.0)
+            try:
+                return len(answer[group].result(5.0).members)
+            except (KafkaException, TimeoutError) as raised:
+                error = raised.args[0] if raised.args else None
+                if isinstance(error, KafkaError) and error.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return 0
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)

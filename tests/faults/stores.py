@@ -1,0 +1,108 @@
+r"""The tables' directories, decoded from bytes without a line of the code that wrote them.
+
+A directory ``{data}/{app}/tables/{count}/{partition}`` (with ``.g1`` and so on for later
+generations) is an LMDB environment. ``meta`` tells for each table how far it goes in which
+changelog; ``table:{name}`` holds the pairs: the key and ``\x00``, to the value with a CRC of both.
+Longer keys are not in the workload. Environments are read from copies, so that a look at a dead
+worker's files changes nothing for its successor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import lmdb
+
+__all__ = ["Dump", "DumpError", "copy_tables", "environments", "read_environment"]
+
+_DATA = "data.mdb"
+_NAME = re.compile(r"(\d+)(?:\.g(\d+))?")
+
+
+class DumpError(Exception):
+    """A store holds what it should not."""
+
+
+class Dump(NamedTuple):
+    """What a store says of one table.
+
+    Attributes:
+        table: its name.
+        partition: the partition number.
+        offset: how far it goes in its changelog; None: nothing was written yet.
+        pairs: all of it.
+    """
+
+    table: str
+    partition: int
+    offset: int | None
+    pairs: dict[bytes, bytes]
+
+
+def environments(tables: Path) -> Iterator[tuple[int, Path]]:
+    """Yield partition number and directory of each environment, the newest generations alone."""
+    for count in sorted(tables.iterdir()) if tables.is_dir() else ():
+        newest: dict[int, tuple[int, Path]] = {}
+        for entry in count.iterdir() if count.is_dir() else ():
+            match = _NAME.fullmatch(entry.name)
+            if match and (entry / _DATA).is_file():
+                generation = int(match[2] or 0)
+                partition = int(match[1])
+                if generation >= newest.get(partition, (-1, entry))[0]:
+                    newest[partition] = (generation, entry)
+        for partition, (_, path) in sorted(newest.items()):
+            yield partition, path
+
+
+def copy_tables(tables: Path, to: Path) -> None:
+    """Copy the data of all environments, for a look at them later."""
+    for partition, path in environments(tables):
+        target = to / path.parent.name / str(partition)
+        target.mkdir(parents=True)
+        shutil.copyfile(path / _DATA, target / _DATA)
+
+
+def read_environment(path: Path, partition: int) -> list[Dump]:
+    """Return all tables of an environment.
+
+    Raises:
+        DumpError: a checksum is wrong, or what is there cannot be decoded.
+    """
+    if (path / _DATA).stat().st_size == 0:
+        return []
+    env: Any = lmdb.open(str(path), readonly=True, lock=False, max_dbs=512, create=False)
+    try:
+        with env.begin() as txn:
+            names = [bytes(key) for key, _ in txn.cursor()]
+        if b"meta" not in names:
+            return []
+        meta = env.open_db(b"meta", create=False)
+        dumps: list[Dump] = []
+        for name in names:
+            if name == b"meta":
+                continue
+            table = name.removeprefix(b"table:").decode()
+            with env.begin() as txn:
+                about = txn.get(name, db=meta)
+            offset = None if about is None else cast("int", json.loads(about)["offset"])
+            pairs = dict(_pairs(env, env.open_db(name, create=False), f"{path}, {table}"))
+            dumps.append(Dump(table, partition, offset, pairs))
+        return dumps
+    finally:
+        env.close()
+
+
+def _pairs(env: Any, db: Any, where: str) -> Iterator[tuple[bytes, bytes]]:
+    with env.begin(db=db) as txn:
+        for stored, raw in txn.cursor():
+            if stored[-1:] != b"\x00":
+                raise DumpError(f"{where}: the key {stored!r} has an unknown form")
+            if zlib.crc32(raw[:-4], zlib.crc32(stored)).to_bytes(4, "little") != raw[-4:]:
+                raise DumpError(f"{where}: the checksum of {stored!r} is wrong")
+            yield bytes(stored[:-1]), bytes(raw[:-4])
