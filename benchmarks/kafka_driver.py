@@ -252,7 +252,7 @@ async def run(address: str, count: int, rounds: int) -> None:
         waits = sorted(await latency(transport, tail, 3_000))
         p50, p99 = statistics.median(waits) * 1e3, waits[len(waits) * 99 // 100] * 1e3
         sys.stdout.write(
-            f"latency at 1,000 a second, linger 5 ms: p50 {p50:.1f}, p99 {p99:.1f} ms\n"
+            f"latency at 1,000 a second, default linger: p50 {p50:.1f}, p99 {p99:.1f} ms\n"
         )
     options = {"linger.ms": 0}
     async with open_transport(options_url, _client(options)) as transport:
