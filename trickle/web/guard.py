@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import msgspec
 import trio
 
-__all__ = ["DEFAULT_LIMITS", "Guard", "Limits"]
+__all__ = ["ASGI", "DEFAULT_LIMITS", "Guard", "Limits"]
 
 logger = logging.getLogger("trickle.web")
 

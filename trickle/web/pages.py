@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from trickle.web.guard import Guard, Limits
+from trickle.web.guard import ASGI, Guard, Limits
 from trickle.web.health import health_pages
 from trickle.web.responses import json_response
 
@@ -35,7 +35,8 @@ def make_app(
     app.register_error_handler(Exception, _page_error)
     app.register_blueprint(health_pages(view))
     # Two spellings of ASGI's types meet here: hypercorn's TypedDicts and our plain mappings.
-    return cast("ASGIFramework", Guard(app, hosts=hosts, token=token, limits=limits))  # pyright: ignore[reportArgumentType]
+    guarded = Guard(cast("ASGI", app), hosts=hosts, token=token, limits=limits)
+    return cast("ASGIFramework", guarded)
 
 
 async def _http_error(error: HTTPException) -> Response:
