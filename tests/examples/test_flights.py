@@ -15,6 +15,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections import defaultdict
 from importlib.util import find_spec
@@ -180,7 +181,9 @@ def kafka_topic(broker: KafkaBroker, name: str) -> Topic:
         partitions = consumer.list_topics(name, timeout=10).topics[name].partitions
         consumer.assign([TopicPartition(name, number, 0) for number in partitions])
         ended: set[int] = set()
+        deadline = time.monotonic() + RUN_TIMEOUT
         while ended != set(partitions):
+            assert time.monotonic() < deadline, f"{name}: only the ends of {ended} were reached"
             for message in consumer.consume(10_000, 1.0):
                 number = message.partition()
                 assert number is not None
