@@ -232,7 +232,8 @@ class Owner:
             return
         epoch = self._epoch
         first = self.consumer.poll(_POLL)
-        self._refresh_member()
+        if self._incremental:  # KIP-848's epoch moves without a callback; 10 µs
+            self._refresh_member()
         if first is None:
             if self._missing:
                 self._look_for_missing()
@@ -294,7 +295,6 @@ class Owner:
             self.consumer.resume(_bare(running))
 
     def _refresh_member(self) -> None:
-        # 10 µs; under KIP-848 the epoch in it moves without any callback.
         self.member = KafkaMember(self.consumer.consumer_group_metadata())
 
     # Positions

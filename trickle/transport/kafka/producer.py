@@ -150,7 +150,7 @@ class KafkaProducer:
         with trio.move_on_after(timeout):
             await trio.lowlevel.checkpoint()
             while len(client) * 2 > full:
-                await self._call(client.poll, 0.05)
+                await self._call(self._read_reports, client, 0.05)
             return
         raise unavailable(self._config.url, timeout, f"a full queue of {full} records", None)
 
@@ -158,10 +158,25 @@ class KafkaProducer:
         """Do one round of the thread: read reports, then wait a little for a call."""
         client = self._served()
         if client is not None:
-            client.poll(0)
+            self._read_reports(client, 0)
             self._bridge.run_pending(_SERVE_PERIOD)
         else:
             time.sleep(_PAUSE)  # before it is open, and while there is none
+
+    def _read_reports(self, client: Producer, timeout: float) -> None:
+        """Serve the client's callbacks; a fatal error of the client surfaces here."""
+        try:
+            client.poll(timeout)
+        except KafkaException as raised:
+            self._doomed = self._doomed or error_of(raised)  # the commit, or the next send, says so
+
+    def _flush(self, client: Producer, timeout: float) -> int:
+        """Wait until all is delivered; return how many records are not."""
+        try:
+            return client.flush(timeout)
+        except KafkaException as raised:
+            self._doomed = self._doomed or error_of(raised)
+            return 0
 
     def _served(self) -> Producer | None:
         """Return the client whose reports the thread reads; for the thread alone."""
@@ -301,7 +316,7 @@ class PlainProducer(KafkaProducer):
         if offsets:
             raise UsageError("without a transactional id offsets are the consumer's to commit")
         timeout = self._config.request_timeout
-        left = await self._call(client.flush, timeout)
+        left = await self._call(self._flush, client, timeout)
         ends = self._take_ends()
         errors = [(error, message) for error, message in self._errors.items() if error is not None]
         self._errors.clear()
@@ -326,7 +341,7 @@ class PlainProducer(KafkaProducer):
         """Drop what has not been sent yet; what has been sent stays."""
         client = self._check()
         await self._call(client.purge)
-        await self._call(client.poll, 0)
+        await self._call(self._read_reports, client, 0.0)
         self._errors.clear()
         self._ends = {}
         self._doomed = None
@@ -381,7 +396,7 @@ class PlainProducer(KafkaProducer):
     def idle(self) -> None:
         """Do one round of the thread; where a task waits for a report, wait for that."""
         if self._sending and self._client is not None:
-            self._client.poll(_SERVE_PERIOD)
+            self._read_reports(self._client, _SERVE_PERIOD)
         else:
             super().idle()
 
