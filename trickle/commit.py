@@ -36,7 +36,7 @@ import trio
 
 from trickle.consumer import Consumer
 from trickle.context import Effect
-from trickle.exceptions import CommitFailed, TrickleError
+from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
 from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
@@ -330,12 +330,13 @@ class Committer(Service):
                 ends = await self._producer.commit(changelog, {}, None)
                 if consumer is not None and offsets:
                     await consumer.client.commit(offsets)
-        except CommitFailed as error:
+        except (CommitFailed, BrokerUnavailable) as error:
+            failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
             self._ticks = ticks + self._ticks
-            self._narrow(error, events)
-            self.broken = error
-            self._sensor.commit_failed(trio.current_time() - started, error)
-            raise
+            self._narrow(failure, events)
+            self.broken = failure
+            self._sensor.commit_failed(trio.current_time() - started, failure)
+            raise failure from error
         fail_point("commit-done")
         # 4. Nothing of this reaches a store before.
         if consumer is not None:

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -29,7 +29,13 @@ from trickle.agents import Agent
 from trickle.commit import Committer
 from trickle.consumer import Consumer
 from trickle.context import next_number
-from trickle.exceptions import CommitFailed, OffsetOutOfRange, ProducerFenced, TrickleError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    CommitFailed,
+    OffsetOutOfRange,
+    ProducerFenced,
+    TrickleError,
+)
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.sensors import Sensor
@@ -42,6 +48,8 @@ from trickle.types import TopicPartition
 __all__ = ["Conductor", "Scope"]
 
 logger = logging.getLogger("trickle.conductor")
+
+T = TypeVar("T")
 
 
 class Scope:
@@ -189,12 +197,26 @@ class Conductor(Service):
         except Exception as error:  # noqa: BLE001 - it ends the conductor, which raises it
             self._fail(error)
 
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call until the broker answers; only at the start is one that is away an error."""
+        said = False
+        while True:
+            try:
+                return await call()
+            except BrokerUnavailable as error:
+                if not self.ready.is_set():
+                    raise
+                if not said:
+                    logger.warning("waiting for the broker: %s", error)
+                said = True
+                await trio.sleep(BROKER_PAUSE_S)
+
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
         if self._stale:  # whoever took over has fenced our transactional id
-            await self._producer.renew()
+            await self._patiently(self._producer.renew)
             self._stale = False
-        positions = await self._consumer.recall(partitions)
+        positions = await self._patiently(lambda: self._consumer.recall(partitions))
         scopes = self._group(partitions)
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
         lowest = {partition: position.offset for partition, position in positions.items()}
@@ -224,7 +246,9 @@ class Conductor(Service):
     ) -> None:
         tables = self._tables.get(scope.count, ())
         if tables:
-            scope.shards = await self._manager.open(scope.count, scope.number, tables)
+            scope.shards = await self._patiently(
+                lambda: self._manager.open(scope.count, scope.number, tables)
+            )
             scope.changelogs = {table.changelog: shard for table, shard in scope.shards.items()}
         agents = {
             agent.name: agent
@@ -374,9 +398,8 @@ class Conductor(Service):
             logger.warning("a commit failed, its events run again: %s", error)
             lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
             await self._cancel(lanes)
-            if fenced:
-                await self._producer.renew()
-                self._stale = False
+            # Whoever fenced us has the id until the next assignment is opened.
+            self._stale = self._stale or fenced
             for scope in self._scopes.values():
                 self._committer.dismiss(scope)
                 for shard in scope.shards.values():
@@ -470,3 +493,4 @@ class Conductor(Service):
 
 
 CANCEL_TIMEOUT_S = 2.0
+BROKER_PAUSE_S = 1.0

@@ -83,15 +83,21 @@ class Producer(Service):
     async def _keep_effects(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep the client for effects open, in a task of its own, until it is to be replaced."""
         self._replaced = trio.Event()
-        async with self._transport.producer(self._options) as client:
-            self._effects = client
-            task_status.started()
-            await self._replace.wait()
+        try:
+            async with self._transport.producer(self._options) as client:
+                self._effects = client
+                task_status.started()
+                await self._replace.wait()
+        finally:
             self._effects = None
-        self._replaced.set()
+            self._replaced.set()
 
     async def renew(self) -> None:
-        """Replace the client for effects, after another one took over its transactional id."""
+        """Replace the client for effects, after another one took over its transactional id.
+
+        Raises:
+            BrokerUnavailable: no answer in time; it may be tried again.
+        """
         self._replace.set()
         await self._replaced.wait()
         self._replace = trio.Event()

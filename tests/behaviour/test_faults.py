@@ -356,3 +356,19 @@ async def test_offsets_of_an_earlier_topic_mean_nothing(mock_clock: MockClock) -
         await make_anew(t)
         await t.settled()
         assert [e.value for e in t.sent(out)] == [1, 2, 11, 12, 13]
+
+
+async def test_a_broker_that_goes_away_is_waited_for(mock_clock: MockClock) -> None:
+    """The commit fails for want of a broker, and so do the next attempts to find the positions."""
+    app, source, out, counts = counting_app()
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1, key="a")
+        await t.settled()
+        t.broker.unavailable = True
+        await t.send(source, 2, key="a")
+        await t.advance(300)
+        t.broker.unavailable = False
+        await t.advance(5)
+        await t.settled()
+        assert counts["a"] == 2
+        assert [e.value for e in t.sent(out)] == [1, 2]

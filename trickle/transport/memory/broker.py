@@ -20,7 +20,13 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import trio
 
-from trickle.exceptions import OffsetOutOfRange, ProducerFenced, RecordRefused, TopicError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    OffsetOutOfRange,
+    ProducerFenced,
+    RecordRefused,
+    TopicError,
+)
 from trickle.transport.contract import CommittedOffset, TopicInfo, TopicSpec
 from trickle.transport.memory.group import Group, MemoryMember
 from trickle.transport.memory.log import PartitionLog, policy_of, record_size
@@ -106,6 +112,7 @@ class MemoryBroker:
         fetch_delay: seconds that each fetch takes.
         commit_delay: seconds that each commit and each delivery takes; what is committed takes
             effect in the middle of them.
+        unavailable: commits, and looks at topics and groups, fail for want of a broker.
         linger: members whose client is gone without a word stay until their session times out,
             as on a real broker, instead of being given up at once.
         refuses: told topic, key and value of each record on its way; if it answers True, the
@@ -127,6 +134,7 @@ class MemoryBroker:
         self.markers = False
         self.fetch_delay = 0.0
         self.commit_delay = 0.0
+        self.unavailable = False
         self.linger = False
         self.refuses: Callable[[str, bytes | None, bytes | None], bool] | None = None
         self._topics: dict[str, Topic] = {}
@@ -404,6 +412,15 @@ class MemoryBroker:
             )
 
     # Commits
+
+    def check_available(self) -> None:
+        """See that the broker is not away.
+
+        Raises:
+            BrokerUnavailable: a test says that it is.
+        """
+        if self.unavailable:
+            raise BrokerUnavailable("the broker in memory is away: the test has made it so")
 
     def fail_commits(self, *faults: CommitFault) -> None:
         """Let the next commits fail, one fault each; a flush without offsets is no commit.

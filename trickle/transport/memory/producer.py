@@ -195,6 +195,7 @@ class MemoryProducer:
     ) -> CommitFault | None:
         """See whether the transaction may take effect, and whether it is to fail all the same."""
         assert self._id is not None
+        self._broker.check_available()
         self._broker.check_epoch(self._id, self._epoch)
         if group is not None:
             if member is not None and not isinstance(member, MemoryMember):

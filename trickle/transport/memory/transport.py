@@ -123,6 +123,7 @@ class MemoryAdmin:
     async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicInfo]:
         """Return the topics that exist, of those named, or all."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         topics = self._broker.topics()
         return {
             name: topic.info() for name, topic in topics.items() if names is None or name in names
@@ -131,18 +132,21 @@ class MemoryAdmin:
     async def declare(self, specs: Sequence[TopicSpec]) -> None:
         """Create the topics that do not exist."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         for spec in specs:
             self._broker.declare(spec)
 
     async def delete(self, names: Collection[str]) -> None:
         """Delete topics."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         for name in names:
             self._broker.delete(name)
 
     async def delete_records(self, before: Mapping[TopicPartition, int]) -> None:
         """Delete the records below the given offsets."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         for partition, offset in before.items():
             log = self._broker.log(partition)
             self._broker.check_position(log, max(offset, log.low))
@@ -155,6 +159,7 @@ class MemoryAdmin:
     ) -> Mapping[TopicPartition, Watermarks]:
         """Return low and high watermarks."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         logs = {partition: self._broker.log(partition) for partition in partitions}
         return {partition: Watermarks(log.low, log.high) for partition, log in logs.items()}
 
@@ -163,6 +168,7 @@ class MemoryAdmin:
     ) -> Mapping[TopicPartition, CommittedOffset | None]:
         """Return the group's committed offsets."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         found = self._broker.group(group)
         while stable and not found.pending.keys().isdisjoint(partitions):
             await self._broker.wait_changed()
@@ -171,4 +177,5 @@ class MemoryAdmin:
     async def fence(self, transactional_id: str) -> None:
         """End a producer of this id; there is never a transaction that it left open."""
         await trio.lowlevel.checkpoint()
+        self._broker.check_available()
         self._broker.open_epoch(transactional_id)
