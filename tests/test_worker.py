@@ -184,6 +184,7 @@ def test_a_failing_agent_ends_it_with_its_sentence_after_what_settled_is_committ
         f"trickle: {place}: ValueError: no such word (app.py:12 in slow)",
         "trickle: --debug shows the traceback",
     ]
+    assert "stopped by a failure; " in worker.output
     assert outputs(made) == ["good"]
     debug = made.start("worker", "app:app", "--no-web", "--debug")
     assert debug.wait() == 1
@@ -201,6 +202,18 @@ def test_start_and_end_as_json(made: Project) -> None:
     assert events[0]["settings"]["web"] == {"value": "false", "source": "--no-web"}
     assert events[1]["partitions"] == 1
     assert (events[3]["drained"], events[3]["exit_code"]) == (True, 0)
+
+
+def test_a_failure_as_json(made: Project) -> None:
+    agent(made, "raise ValueError('no such word')")
+    made.do("send", "words", "bad")
+    worker = made.start("worker", "app:app", "--no-web", "--json")
+    line = worker.wait_for('"ended"')
+    assert worker.wait() == 1
+    ended = json.loads(line)
+    assert (ended["drained"], ended["exit_code"], ended["signal"]) == (False, 1, None)
+    place = "agent 'slow' failed at the event of words [0] at offset 0"
+    assert ended["errors"] == [f"{place}: ValueError: no such word (app.py:10 in slow)"]
 
 
 def test_log_lines_as_json(made: Project) -> None:

@@ -69,6 +69,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker ended.
 
     Attributes:
+        error: what ended it, where no signal did; the worker raises it.
         signal: the name of the first signal; None where there was none.
         ready: it had joined, and its shards were recovered.
         drained: every lane finished the event in hand, and all that settled was committed.
@@ -77,6 +78,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
         uptime: seconds from the start to the end.
     """
 
+    error: Exception | None
     signal: str | None
     ready: bool
     drained: bool
@@ -86,7 +88,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        """0 where it drained, 3 where it was stopped before that."""
+        """0 where it drained, 3 where it was stopped before that; an error has its own."""
         return 0 if self.drained else EXIT_STOPPED
 
 
@@ -106,7 +108,7 @@ class Observer(Protocol):
         ...
 
     def ended(self, run: Run, ending: Ending) -> None:
-        """The Run has been left without an error."""
+        """The Run has ended."""
         ...
 
 
@@ -187,9 +189,12 @@ class Worker(Service):
         self._children.append(run)
         with self._listening(run):
             self._observer.starting()
-            await run.run(task_status=_Ready(lambda: self._on_ready(run), task_status))
-        self.ending = self._how(run)
-        self._observer.ended(run, self.ending)
+            try:
+                await run.run(task_status=_Ready(lambda: self._on_ready(run), task_status))
+            except Exception as error:
+                self._end(run, error)
+                raise
+        self._end(run, None)
 
     def _on_ready(self, run: Run) -> None:
         self._ready = True
@@ -197,16 +202,18 @@ class Worker(Service):
             _tune_collector()
         self._observer.ready(run, time.monotonic() - self._started_at)
 
-    def _how(self, run: Run) -> Ending:
+    def _end(self, run: Run, error: Exception | None) -> None:
         now = time.monotonic()
-        return Ending(
+        self.ending = Ending(
+            error=error,
             signal=self._signal,
             ready=self._ready,
-            drained=not run.undrained and self._signals < 2,
+            drained=error is None and not run.undrained and self._signals < 2,
             undrained=run.undrained,
             seconds=now - self._signalled_at if self._signal is not None else 0.0,
             uptime=now - self._started_at,
         )
+        self._observer.ended(run, self.ending)
 
     # Signals
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from trickle.cli import errors
 from trickle.cli.output import Output, abandon_output
 from trickle.config import shown
 from trickle.topics import Topic
@@ -103,38 +104,40 @@ class Banner:
         self._tell("stopping", {"signal": name})
 
     def ended(self, run: Run, ending: Ending) -> None:
-        """Tell how it ended."""
+        """Tell how it ended; the sentences of an error are told by whoever catches it."""
         totals = run.monitor.statistics()
-        events, commits = totals.commits.events, totals.commits.succeeded
-        if not ending.ready:
-            how = f"stopped by {ending.signal} before it was ready"
-        elif ending.drained:
-            how = f"drained and committed in {ending.seconds:.2f} s"
-        elif ending.undrained:
-            hung = lane_words(self._app, ending.undrained)
-            how = f"stopped before the drain ended: {hung} did not end"
-        else:
-            how = "cancelled by the second signal before the drain ended"
-        level = logging.INFO if ending.drained else logging.ERROR
+        facts = {
+            "signal": ending.signal,
+            "drained": ending.drained,
+            "undrained": list(ending.undrained),
+            "seconds": ending.seconds,
+            "uptime": ending.uptime,
+            "events": totals.commits.events,
+            "commits": totals.commits.succeeded,
+            "exit_code": ending.exit_code,
+            "errors": [],
+        }
+        if ending.error is not None:
+            facts["exit_code"] = errors.exit_code(ending.error)
+            facts["errors"] = [self._redact(text) for text in errors.sentences(ending.error)]
         logger.log(
-            level, "%s; %s and %s in %s", how, _count(events, "event"), _count(commits, "commit"),
-            _duration(ending.uptime),
-            extra={"events": events, "commits": commits, "uptime": ending.uptime,
-                   "drained": ending.drained, "exit_code": ending.exit_code},
+            logging.INFO if ending.drained else logging.ERROR,
+            "%s; %s and %s in %s", self._how(ending), _count(totals.commits.events, "event"),
+            _count(totals.commits.succeeded, "commit"), _duration(ending.uptime), extra=facts,
         )  # fmt: skip
-        self._tell(
-            "ended",
-            {
-                "signal": ending.signal,
-                "drained": ending.drained,
-                "undrained": list(ending.undrained),
-                "seconds": ending.seconds,
-                "uptime": ending.uptime,
-                "events": events,
-                "commits": commits,
-                "exit_code": ending.exit_code,
-            },
-        )
+        self._tell("ended", facts)
+
+    def _how(self, ending: Ending) -> str:
+        if ending.error is not None:
+            return "stopped by a failure" if ending.ready else "failed before it was ready"
+        if not ending.ready:
+            return f"stopped by {ending.signal} before it was ready"
+        if ending.drained:
+            return f"drained and committed in {ending.seconds:.2f} s"
+        if ending.undrained:
+            hung = lane_words(self._app, ending.undrained)
+            return f"stopped before the drain ended: {hung} did not end"
+        return "cancelled by the second signal before the drain ended"
 
     def _tell(self, event: str, facts: dict[str, Any]) -> None:
         if self._events is None:
