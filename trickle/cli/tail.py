@@ -128,7 +128,7 @@ class _Shown:
                 return
             self._left -= 1
             document = _document(record, self._keys, self._values)
-            self._output.line(document, _line(record))
+            self._output.line(document, _line(record, self._keys, self._values))
 
 
 def _document(record: Record, keys: Wire, values: Wire) -> dict[str, Any]:
@@ -143,13 +143,11 @@ def _document(record: Record, keys: Wire, values: Wire) -> dict[str, Any]:
     }
 
 
-def _line(record: Record) -> str:
-    """Return a record for a person: where, when, key, value, headers, all as they travel."""
-    at = "-"
-    if record.timestamp_ms >= 0:
-        at = _clock(record.timestamp_ms)
-    key = "-" if record.key is None else text_of(record.key)
-    value = "null" if record.value is None else text_of(record.value)
+def _line(record: Record, keys: Wire, values: Wire) -> str:
+    """Return a record for a person: where, when, key, value, headers."""
+    at = _clock(record.timestamp_ms) if record.timestamp_ms >= 0 else "-"
+    key = "-" if record.key is None else keys.shown(record.key)
+    value = "null" if record.value is None else values.shown(record.value)
     text = f"{record.partition}:{record.offset}  {at}  {key}  {value}"
     if record.headers:
         text += "  " + " ".join(f"{name}={text_of(data) or ''}" for name, data in record.headers)

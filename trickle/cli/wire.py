@@ -7,6 +7,7 @@ very bytes that the app's own sends give it. JSON's ``null`` is Kafka's null.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from trickle.utils.typeforms import plain, without_none
 __all__ = ["PLAIN", "Wire"]
 
 _QUOTED_CHARS_MAX = 60
+_TEXTS = frozenset({"json", "raw", "str", "yaml"})
 
 
 class Wire:
@@ -56,8 +58,9 @@ class Wire:
             return codec_for(self._type, "json", what=what).decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, CodecError) as error:
             name = self._codec.type_name if self._codec is not None else "JSON"
+            reason = error.__cause__ or error  # msgspec's own words are the shortest
             raise UsageError(
-                f"{what} is no {name}, written as JSON: {_quoted(text)}: {error}"
+                f"{what} is no {name}, written as JSON: {_quoted(text)}: {reason}"
             ) from error
 
     def encode(self, text: str, what: str) -> bytes | None:
@@ -73,6 +76,13 @@ class Wire:
             return self._codec.encode(value)
         except CodecError as error:
             raise UsageError(f"{what} cannot be written: {_quoted(text)}: {error}") from error
+
+    def shown(self, data: bytes | None) -> str | None:
+        """Return what a person reads: text formats as they travel, others as JSON."""
+        if data is None or self._codec is None or self._codec.serializer in _TEXTS:
+            return text_of(data)
+        value = self.readable(data)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def readable(self, data: bytes | None) -> Any:
         """Return what JSON shows of wire bytes: text for text, else the value.
