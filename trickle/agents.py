@@ -12,6 +12,7 @@ import logging
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Generic, TypeAlias, cast
 
 import trio
@@ -182,7 +183,7 @@ class Agent(Generic[V, K]):
                 effect = topic.effect_of_bytes(key, effect[3], (), lane.timestamp_ms())
                 lane.stage(effect)
             else:
-                lane.after.append(lambda sink=sink: sink(value))
+                lane.after.append(partial(sink, value))
                 lane.touched = True
 
     def _sink_key(self, sink: Topic[Any, Any], source: str, key: bytes | None) -> bytes | None:

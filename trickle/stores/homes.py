@@ -160,7 +160,7 @@ def set_aside(path: Path) -> Path:
 
 def _walk(path: Path) -> str | None:
     try:
-        problems: list[str] = verify(str(path))  # pyright: ignore[reportUnknownVariableType]
+        problems: list[str] = verify(str(path))  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownVariableType]
     except VerifyError as error:
         return f"its data file is not LMDB's ({error})"
     return f"its data file is damaged ({problems[0]})" if problems else None

@@ -66,8 +66,9 @@ class ValueShape:
         self._what = f"table {table!r}"
         self.plain = codec.immutable
         self.nullable = codec.nullable
-        self.number: type | None = kind if trusted and kind in (int, float) else None  # type: ignore[assignment]
-        self.low, self.high = (_INT_MIN, _INT_MAX) if kind is int else (-_FLOAT_MAX, _FLOAT_MAX)
+        self.number: Any = kind if trusted and (kind is int or kind is float) else None
+        self.low: float = _INT_MIN if kind is int else -_FLOAT_MAX
+        self.high: float = _INT_MAX if kind is int else _FLOAT_MAX
         self._exact: Any = kind if trusted and kind in (str, bytes, bool) else None
         self._items = _item_types(kind) if trusted else None
 
@@ -175,7 +176,7 @@ class KeyShape:
     def __init__(self, table: str, kind: object, codec: BoundCodec) -> None:
         self._codec = codec
         self._what = f"table {table!r}"
-        self.exact: type | None = kind if kind in (str, bytes, int) else None  # type: ignore[assignment]
+        self.exact: Any = kind if kind is str or kind is bytes or kind is int else None
 
     def mark(self, key: Any) -> Any:
         """Return the mark of a key.

@@ -249,7 +249,7 @@ class Table(MutableMapping[K, V]):
         value = self._find(key)
         return default if value is ABSENT else value
 
-    def setdefault(self, key: K, default: V) -> V:  # type: ignore[override]
+    def setdefault(self, key: K, default: V) -> V:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a key's value; where it is missing, set it first."""
         if key not in self:
             self[key] = default

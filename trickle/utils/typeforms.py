@@ -126,7 +126,7 @@ def name_of(form: Any) -> str:
     if _is_none(form):
         return "None"
     if isinstance(form, (*_ALIASES, NewType)):
-        return str(form.__name__)
+        return str(getattr(form, "__name__", form))
     origin, args = get_origin(form), get_args(form)
     if origin is Annotated or origin in _FIELD_NOTES:
         return name_of(args[0])
@@ -206,7 +206,7 @@ def _fields_are_immutable(kind: type[Any], seen: tuple[type[Any], ...]) -> bool:
         hints = typing_extensions.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):
         return False
-    fields = [hint for hint in hints.values() if get_origin(hint) is not ClassVar]
+    fields = [hint for hint in hints.values() if get_origin(hint) is not cast("Any", ClassVar)]
     return bool(fields) and all(_is_immutable(hint, seen) for hint in fields)
 
 
