@@ -188,10 +188,8 @@ class Agent(Generic[V, K]):
 
     def _sink_key(self, sink: Topic[Any, Any], source: str, key: bytes | None) -> bytes | None:
         ours, theirs = self._keys[source], sink.key_codec
-        if key is None or (ours.type_name, ours.serializer) == (
-            theirs.type_name,
-            theirs.serializer,
-        ):
+        same = (ours.type_name, ours.serializer) == (theirs.type_name, theirs.serializer)
+        if key is None or same or theirs.serializer == "raw":
             return key
         return theirs.encode(ours.decode(key))
 

@@ -216,6 +216,7 @@ class Conductor(Service):
         if self._stale:  # whoever took over has fenced our transactional id
             await self._patiently(self._producer.renew)
             self._stale = False
+        await self._patiently(self._producer.ensure_ready)
         positions = await self._patiently(lambda: self._consumer.recall(partitions))
         scopes = self._group(partitions)
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
@@ -294,12 +295,7 @@ class Conductor(Service):
             self._fail(error)
         finally:
             # Whatever ended it: an event still in hand has not happened.
-            lane.undo()
-            lane.stopping = True
-            lane.number = next_number()
-            self._buffered -= lane.inbox_bytes
-            lane.inbox.clear()
-            lane.inbox_bytes = 0
+            lane.close()
             self._committer.forget(lane)
             lane.ended.set()
 

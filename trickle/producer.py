@@ -103,6 +103,18 @@ class Producer(Service):
         self._replace = trio.Event()
         await self.nursery.start(self._keep_effects, name="client for effects")
 
+    async def ensure_ready(self) -> None:
+        """Bring the client for effects back, where a commit left it without a transaction.
+
+        Raises:
+            BrokerUnavailable: no answer in time; it may be tried again.
+        """
+        client = self._effects
+        if client is None:
+            await self.renew()
+        elif not client.ready:
+            await client.abort()
+
     async def _flush_plain(self, plain: ProducerClient) -> None:
         """See to it that what was sent without a wait is delivered, or fails aloud."""
         try:
@@ -128,9 +140,7 @@ class Producer(Service):
 
     def _produce(self, effects: deque[Effect]) -> None:
         client = self._effects
-        if client is None:
-            raise TransportError("the producer is not open: the worker is starting or stopping")
-        while effects:
+        while effects and client is not None and client.ready:
             try:
                 if not client.produce(*effects[0]):
                     break
@@ -164,8 +174,8 @@ class Producer(Service):
             CommitFailed: see :class:`~trickle.transport.contract.ProducerClient`.
         """
         client = self._effects
-        if client is None:
-            raise CommitFailed("the producer is not open: the worker is starting or stopping")
+        if client is None or not client.ready:
+            raise CommitFailed("the producer is not open: it waits for the broker")
         while self._backlog:
             self._produce(self._backlog)
             if self._backlog:

@@ -166,6 +166,8 @@ class Run(Service):
         self._stopping = True
         self._stop_asked.set()
         self._work.cancel()
+        if self._inner is None:  # the broker is not even reached: there is nothing to drain
+            self._hard.cancel()
 
     def cancel(self) -> None:
         """End at once: what has not been committed has not happened."""

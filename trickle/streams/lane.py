@@ -238,7 +238,8 @@ class Lane(Turn):
         return positions
 
     def _next_index(self) -> int:
-        return self.base + self.size - self.chunk.__length_hint__()  # type: ignore[attr-defined]
+        left: int = self.chunk.__length_hint__()  # type: ignore[attr-defined]
+        return self.base + self.size - left
 
     def in_hand(self) -> tuple[Batch, int]:
         """Return the batch of the event in hand, the last one of a group, and its index there."""
@@ -367,6 +368,18 @@ class Lane(Turn):
         self.base = start
         if self.pinned is not None:
             self.history.append((batch, start))
+
+    def close(self) -> None:
+        """The lane has ended: an event in hand has not happened, nor will what waits."""
+        self.undo()
+        taken = self._next_index() - self.base - self.hand
+        if taken > 0:
+            self.settlement.settled(self, taken)
+        self.stopping = True
+        self.number = next_number()
+        self._taken(self.inbox_bytes)
+        self.inbox.clear()
+        self.inbox_bytes = 0
 
     def _close_chunk(self) -> None:
         """Count what the chunk held as taken; with it, perhaps, the batch ends."""
