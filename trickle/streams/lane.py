@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from operator import length_hint
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -238,8 +239,7 @@ class Lane(Turn):
         return positions
 
     def _next_index(self) -> int:
-        left: int = self.chunk.__length_hint__()  # type: ignore[attr-defined]
-        return self.base + self.size - left
+        return self.base + self.size - length_hint(self.chunk)
 
     def in_hand(self) -> tuple[Batch, int]:
         """Return the batch of the event in hand, the last one of a group, and its index there."""
