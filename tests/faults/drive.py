@@ -112,9 +112,9 @@ class Drive:
         self._stop_all()
 
     def _wait_ready(self) -> None:
-        """Wait until the group has all its members: before that there is nothing to disturb."""
+        """Wait until all workers are: before that there is nothing to disturb."""
         deadline = time.monotonic() + 60
-        while self._cluster.members(self._options.app) < self._options.workers:
+        while not all("ready after" in slot.output() for slot in self.slots):
             self._tick()
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the workers did not start:\n{self.slots[0].tail(30)}")
@@ -146,6 +146,8 @@ class Drive:
         if code is not None:
             self._has_ended(slot, state, armed, code)
         elif state == "ending" and now - slot.told_at > _DRAIN_MAX:
+            slot.send(signal.SIGUSR1)  # the worker's log shows where its tasks stand
+            time.sleep(1)
             self._find("drain", f"worker {slot.number} was told to end, and runs on after "
                        f"{_DRAIN_MAX:g} s:\n{slot.tail()}")  # fmt: skip
             slot.kill()

@@ -176,9 +176,10 @@ class Verdict:
             ):
                 text = f"{where}: {offset} is committed, and {len(left)} records follow"
                 self.findings.append(Finding("offsets", text))
-        members = self._cluster.members(self._app)
-        if members:
-            self.findings.append(Finding("offsets", f"{members} members are left in the group"))
+        state = self._cluster.state(self._app)
+        if state != "EMPTY":
+            text = f"the group is {state} after all workers have left it"
+            self.findings.append(Finding("offsets", text))
 
 
 def count_by_check(findings: Iterable[Finding]) -> dict[str, int]:
