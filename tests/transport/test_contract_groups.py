@@ -435,3 +435,29 @@ async def test_what_was_revoked_is_not_fetched(transport: Transport) -> None:
                     found.append(held)
                 assert found[0] | found[1] == of(topic, 0, 1)
                 assert found[0] & found[1] == frozenset()
+
+
+# Who is there
+
+
+async def test_the_members_are_there_for_all_to_see(transport: Transport) -> None:
+    """A group that nobody ever joined; then two members share, one leaves, the other goes."""
+    group = unique("group")
+    orders, payments = await declared(transport, 4), await declared(transport, 3)
+    members = transport.admin.members
+    with trio.fail_after(LIMIT):
+        assert await members(group) == {}
+        calls = Calls()
+        a, b = Listener("a", calls), Listener("b", calls)
+        async with joined(transport, group, orders, payments, listener=a) as (first, _):
+            everything = of(orders, 0, 1, 2, 3) | of(payments, 0, 1, 2)
+            assert await a.until_held(7) == everything
+            assert await members(group) == {first.member_id: everything}
+            async with joined(transport, group, orders, payments, listener=b) as (second, _):
+                while not b.held or not a.held or a.held | b.held != everything:
+                    await calls.wait()
+                assert first.member_id != second.member_id
+                assert await members(group) == {first.member_id: a.held, second.member_id: b.held}
+            await a.until_held(7)
+            assert await members(group) == {first.member_id: everything}
+        assert await members(group) == {}

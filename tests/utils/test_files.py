@@ -115,3 +115,19 @@ def test_a_holder_that_wrote_nonsense_is_nobody(tmp_path: Path) -> None:
     for text in ("", "somebody\n", "-5\n"):
         lock.path.write_text(text)
         assert lock.holder() is None
+
+
+def test_the_holder_leaves_a_note_and_learns_who_waits(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "a.lock", "member-1")
+    other = FileLock(tmp_path / "a.lock")
+    assert (other.note(), other.asked) == ("", False)
+    assert lock.acquire()
+    assert not other.acquire()
+    assert (other.holder(), other.note(), lock.asked) == (os.getpid(), "member-1", False)
+    other.ask()
+    assert lock.asked
+    lock.release()
+    assert (other.note(), lock.asked) == ("", False)
+    assert lock.acquire()
+    assert not lock.asked
+    lock.release()

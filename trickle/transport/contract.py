@@ -241,6 +241,14 @@ class ConsumerClient(Protocol):
         """The membership as of now; what a commit made now must be given."""
         ...
 
+    @property
+    def member_id(self) -> str:
+        """The name under which :meth:`Admin.members` lists this member; empty before it is known.
+
+        A driver may change it when the group is joined again.
+        """
+        ...
+
     async def fetch(self) -> Sequence[Batch]:
         """Wait for records, then return batches, at most one a partition, each in offset order.
 
@@ -431,6 +439,14 @@ class Admin(Protocol):
 
         Args:
             stable: wait until no transaction that may change them is pending.
+        """
+        ...
+
+    async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
+        """Return who is in a group, by member id, and what each of them is assigned.
+
+        All members see the same where the group is stable. While it is rebalanced, assignments
+        may be old, empty, or missing. A group without members may not exist: nobody is in it.
         """
         ...
 

@@ -42,11 +42,16 @@ class FileLock:
 
     The kernel frees it when the holder dies, however it dies. The file stays: removing it would
     let two processes lock two files of one name.
+
+    Args:
+        note: a line for others to read, as long as the lock is held: see :meth:`note`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note: str = "") -> None:
         self.path = path
+        self._note = note
         self._fd: int | None = None
+        self._taken_ns = 0
 
     @property
     def held(self) -> bool:
@@ -70,8 +75,19 @@ class FileLock:
         self._fd = fd
         with contextlib.suppress(OSError):  # a full disk: the lock holds without the note
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(fd, f"{os.getpid()}\n{self._note}".encode(), 0)
+        self._taken_ns = os.fstat(fd).st_mtime_ns
         return True
+
+    def ask(self) -> None:
+        """Let the holder know that somebody waits for the lock: it sees :attr:`asked`."""
+        with contextlib.suppress(OSError):  # then it is not told: the wait has a limit
+            os.utime(self.path)
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has asked for the lock since it was taken."""
+        return self._fd is not None and os.fstat(self._fd).st_mtime_ns != self._taken_ns
 
     def intact(self) -> bool:
         """Tell whether the lock is held, and its file has a name: a deleted one excludes nobody."""
@@ -81,15 +97,26 @@ class FileLock:
         """Give the lock back; nothing happens where it is not held."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
+            if self._note:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
             os.close(fd)
 
     def holder(self) -> int | None:
         """Return the pid that the last holder wrote, for messages."""
+        pid = self._lines()[0].strip()
+        return int(pid) if pid.isdigit() else None
+
+    def note(self) -> str:
+        """Return the line of the holder; that of one that died stays until the next one comes."""
+        return self._lines()[1]
+
+    def _lines(self) -> tuple[str, str]:
         try:
-            text = self.path.read_text()
+            first, _, second = self.path.read_text().partition("\n")
         except OSError:
-            return None
-        return int(text) if text.strip().isdigit() else None
+            return "", ""
+        return first, second
 
     def __enter__(self) -> Self:
         return self

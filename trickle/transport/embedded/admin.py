@@ -13,6 +13,7 @@ from trickle.transport.contract import CommittedOffset, TopicInfo, TopicSpec, Wa
 from trickle.transport.embedded import log
 from trickle.transport.embedded.environment import ReadTxn, WriteTxn
 from trickle.transport.embedded.format import Head
+from trickle.transport.embedded.group import look_at_group
 from trickle.transport.embedded.hub import Hub
 from trickle.types import TopicPartition
 from trickle.utils.names import check_name
@@ -156,6 +157,24 @@ class LogAdmin:
                     else log.committed(txn, topic.number, place.partition, group)
                 )
         return found
+
+    async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
+        """Return who is in a group and what each holds, by the files that they have locked."""
+        check_name(group, what="a consumer group's name")
+        await trio.lowlevel.checkpoint()
+        found = look_at_group(self._hub.directory, group)
+        with self._hub.environment.read() as txn:
+            topics = log.topics(txn, {name for wanted, _ in found.values() for name in wanted})
+        counts = {topic.name: topic.partitions for topic in topics}
+        return {
+            member: frozenset(
+                TopicPartition(name, slot.number)
+                for slot in slots
+                for name in wanted
+                if counts.get(name) == slot.of
+            )
+            for member, (wanted, slots) in found.items()
+        }
 
     async def fence(self, transactional_id: str) -> None:
         """Begin a new epoch of the id: whoever has it now cannot commit any more."""

@@ -71,6 +71,11 @@ class LogConsumer:
         """The membership as of now."""
         return self._member
 
+    @property
+    def member_id(self) -> str:
+        """The member's name in the group's directory."""
+        return self._files.name
+
     # Fetching
 
     async def fetch(self) -> Sequence[Batch]:

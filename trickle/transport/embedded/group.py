@@ -8,6 +8,7 @@ The files of a group are in ``groups/{group}``:
   one. Names sort by age, so that a newcomer takes the end of the range and little moves.
 * ``partitions/{count}-{number}.lock``: who has it locked holds partition ``number`` of all the
   group's topics with ``count`` partitions. So topics of one count are co-partitioned by nature.
+  The member's name stands in it, for others to see.
 
 There is no coordinator. Each member lists the members that live, computes the same range assignment
 (for each count, over the members that want a topic of it), gives back what is no longer its own
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -34,7 +36,10 @@ from trickle.types import TopicPartition
 from trickle.utils.files import FileLock, private_directory
 from trickle.utils.partitioning import range_assignment
 
-__all__ = ["GroupFiles", "Membership", "Slot", "slots_wanted"]
+__all__ = ["GroupFiles", "Membership", "Slot", "look_at_group", "slots_wanted"]
+
+
+_SLOT = re.compile(r"(\d+)-(\d+)\.lock")
 
 
 class Slot(NamedTuple):
@@ -114,28 +119,10 @@ class GroupFiles:
         wishes: dict[str, Collection[str]] = {self.name: self._wish.topics}
         for name in os.listdir(self._members):
             if name != self.name and not name.startswith("."):
-                wish = self._look_at(self._members / name)
+                wish = _look_at(self._members / name)
                 if wish is not None:
                     wishes[name] = wish.topics
         return wishes
-
-    @staticmethod
-    def _look_at(path: Path) -> _Wish | None:
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        try:
-            # Shared, so that two who look at once do not take each other for the owner.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return msgspec.json.decode(os.read(file, 1 << 20), type=_Wish)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-            return None
-        finally:
-            os.close(file)
 
     @property
     def held(self) -> frozenset[Slot]:
@@ -146,7 +133,7 @@ class GroupFiles:
         """Lock those slots that are free; tell whether there was one."""
         taken = False
         for slot in slots:
-            lock = FileLock(self._partitions / f"{slot.of}-{slot.number}.lock")
+            lock = FileLock(self._partitions / f"{slot.of}-{slot.number}.lock", self.name)
             if lock.acquire():
                 self._locks[slot] = lock
                 taken = True
@@ -205,3 +192,43 @@ class Membership:
                 f"group {self._group!r}: the lock files of the group were deleted while this "
                 "member held partitions; nothing was committed. Start the workers again"
             )
+
+
+def look_at_group(directory: Path, group: str) -> dict[str, tuple[list[str], list[Slot]]]:
+    """Return the members of a group that live: the topics that each wants, the slots it holds.
+
+    What a member that died had written into its locks names nobody who lives.
+    """
+    members = directory / "groups" / group / "members"
+    partitions = directory / "groups" / group / "partitions"
+    found: dict[str, tuple[list[str], list[Slot]]] = {}
+    if not members.is_dir() or not partitions.is_dir():
+        return found
+    for name in os.listdir(members):
+        wish = None if name.startswith(".") else _look_at(members / name)
+        if wish is not None:
+            found[name] = (wish.topics, [])
+    for name in os.listdir(partitions):
+        match = _SLOT.fullmatch(name)
+        holder = FileLock(partitions / name).note()
+        if match and holder in found:
+            found[holder][1].append(Slot(int(match[1]), int(match[2])))
+    return found
+
+
+def _look_at(path: Path) -> _Wish | None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        # Shared, so that two who look at once do not take each other for the owner.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return msgspec.json.decode(os.read(file, 1 << 20), type=_Wish)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return None
+    finally:
+        os.close(file)

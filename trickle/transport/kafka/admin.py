@@ -327,6 +327,31 @@ class KafkaAdmin:
                 found[where] = CommittedOffset(at.offset, at.metadata or "")
         return found
 
+    async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
+        """Return who is in a group, and what each of them is assigned."""
+        return await self._run(f"looking at group {group!r}", self._members, group)
+
+    def _members(self, timeout: float, group: str) -> dict[str, frozenset[TopicPartition]]:
+        deadline = time.monotonic() + timeout
+        while True:
+            asked = self._client.describe_consumer_groups([group], request_timeout=_left(deadline))
+            try:
+                found = asked[group].result(_left(deadline))
+                break
+            except KafkaException as raised:
+                error = error_of(raised)
+                if error.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return {}
+                if error.code() not in AWAY or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE)  # the coordinator of a group moves, or begins to be one
+        return {
+            member.member_id: frozenset(
+                TopicPartition(at.topic, at.partition) for at in member.assignment.topic_partitions
+            )
+            for member in found.members
+        }
+
     async def fence(self, transactional_id: str) -> None:
         """End the transaction that a dead producer of this id may have left, and the producer."""
         await self._run(f"fencing {transactional_id!r}", self._fence, transactional_id)

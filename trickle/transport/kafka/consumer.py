@@ -82,6 +82,11 @@ class KafkaConsumer:
         """The membership as of the thread's last poll or callback."""
         return self.owner.member
 
+    @property
+    def member_id(self) -> str:
+        """The name that the group gave this member; empty before it has."""
+        return self.owner.member_id
+
     async def fetch(self) -> Sequence[Batch]:
         """Wait for records, then return batches, at most one a partition."""
         self._check()

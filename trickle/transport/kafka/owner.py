@@ -129,6 +129,7 @@ class Owner:
         self.bridge: Bridge  # set before the first command
         self.consumer: Consumer
         self.member = KafkaMember(None)
+        self.member_id = ""
         self.outbox: deque[Entry] = deque()  # bounded by _has_room
         self.rung = False
         self.generation = 0
@@ -330,6 +331,7 @@ class Owner:
             return
         added = _named(partitions)
         self._refresh_member()
+        self.member_id = self.consumer.memberid() or ""
         if self._incremental:
             if self._told and not added:
                 self._place_nothing([])

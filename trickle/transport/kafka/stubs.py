@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import (
         ClusterMetadata,  # pyright: ignore[reportPrivateImportUsage]
         ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
+        ConsumerGroupDescription,
         ListOffsetsResultInfo,  # pyright: ignore[reportPrivateImportUsage]
         TopicDescription,  # pyright: ignore[reportPrivateImportUsage]
     )
@@ -75,5 +76,9 @@ class TypedAdmin(Protocol):
         require_stable: bool,
         request_timeout: float,
     ) -> dict[str, Future[ConsumerGroupTopicPartitions]]: ...
+
+    def describe_consumer_groups(
+        self, group_ids: Sequence[str], *, request_timeout: float
+    ) -> dict[str, Future[ConsumerGroupDescription]]: ...
 
     def poll(self, timeout: float) -> int: ...

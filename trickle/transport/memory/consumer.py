@@ -157,6 +157,11 @@ class MemoryConsumer(_Positions):
         member = self._member
         return MemoryMember(self._options.group, member.member_id, member.generation)
 
+    @property
+    def member_id(self) -> str:
+        """The member's name in the group."""
+        return self._member.member_id
+
     # Rebalances
 
     def _attend_soon(self) -> None:

@@ -174,6 +174,13 @@ class MemoryAdmin:
             await self._broker.wait_changed()
         return {partition: found.offsets.get(partition) for partition in partitions}
 
+    async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
+        """Return the members of a group, and what each holds."""
+        await trio.lowlevel.checkpoint()
+        self._broker.check_available()
+        members = self._broker.group(group).members
+        return {name: member.assignment for name, member in members.items()}
+
     async def fence(self, transactional_id: str) -> None:
         """End a producer of this id; there is never a transaction that it left open."""
         await trio.lowlevel.checkpoint()
