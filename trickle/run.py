@@ -58,6 +58,7 @@ from trickle.transport.contract import (
     TransportOptions,
 )
 from trickle.tree import Tree
+from trickle.utils.groups import single_errors
 from trickle.web import Health, Web
 
 if TYPE_CHECKING:
@@ -414,15 +415,21 @@ async def open_run(
     client: bool = False,
     surroundings: Surroundings | None = None,
 ) -> AsyncGenerator[Run, None]:
-    """Start a Run; entered when it is ready, left when it has drained and committed."""
+    """Start a Run; entered when it is ready, left when it has drained and committed.
+
+    An error that keeps it from starting is raised as itself, and so is one of the block's own; what
+    fails in the Run later comes in a group.
+    """
     run = Run(definitions, resolved, surroundings or Surroundings(), client=client)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(run.run)
-        outlet = OUTLET.set(run.producer)
-        holder = HOLDER.set(run.tables)
-        try:
-            yield run
-        finally:
-            OUTLET.reset(outlet)
-            HOLDER.reset(holder)
-            run.stop()
+    with single_errors() as guard:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run.run)
+            outlet = OUTLET.set(run.producer)
+            holder = HOLDER.set(run.tables)
+            try:
+                with guard.block():
+                    yield run
+            finally:
+                OUTLET.reset(outlet)
+                HOLDER.reset(holder)
+                run.stop()

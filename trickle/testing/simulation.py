@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from trickle.topics import Topic, pack_headers, timestamp_to_ms
 from trickle.transport.contract import ProducerClient, ProducerOptions, RecordBatch
 from trickle.transport.memory import MemoryBroker, MemoryTransport
 from trickle.types import HeadersInput, RecordMetadata, TopicPartition
+from trickle.utils.groups import single_errors
 
 __all__ = ["Simulation", "run"]
 
@@ -340,6 +341,16 @@ class _Outlet:
         return found.policy.record_bytes_max if found is not None else None
 
 
+@contextmanager
+def _seed_noted(seed: int) -> Generator[None, None, None]:
+    """Let each error say how to see it again."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"trickle.testing.run(…, seed={seed})")
+        raise
+
+
 def _counts(live: Run) -> Mapping[str, int]:
     return live.topology.counts if live.topology is not None else {}
 
@@ -365,7 +376,7 @@ async def run(
             "trickle.testing.run needs a virtual clock: use pytest-trio's mock_clock or "
             "autojump_clock fixture, or trio.run(main, clock=trio.testing.MockClock())"
         )
-    try:
+    with single_errors() as guard, _seed_noted(seed):
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             simulation = Simulation(app, clock, seed, nursery, settings)
             stack.enter_context(seeded_order(simulation.random))
@@ -377,7 +388,8 @@ async def run(
             holder = HOLDER.set(simulation)
             try:
                 await simulation.rebalance(workers=workers)
-                yield simulation
+                with guard.block():
+                    yield simulation
                 for worker in reversed(simulation.workers):
                     await simulation.stop_worker(worker)
             except BaseException:
@@ -388,6 +400,3 @@ async def run(
             finally:
                 OUTLET.reset(outlet)
                 HOLDER.reset(holder)
-    except BaseException as error:
-        error.add_note(f"trickle.testing.run(…, seed={seed})")
-        raise

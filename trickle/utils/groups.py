@@ -1,0 +1,57 @@
+"""Exception groups, for those who want the one error in them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+__all__ = ["Guard", "single_errors"]
+
+
+class Guard:
+    """What is known of a block that runs beside others in a nursery.
+
+    Attributes:
+        entered: the block has begun.
+        own: the error that the block itself raised.
+    """
+
+    def __init__(self) -> None:
+        self.entered = False
+        self.own: BaseException | None = None
+
+    @contextmanager
+    def block(self) -> Generator[None, None, None]:
+        """The block runs now."""
+        self.entered = True
+        try:
+            yield
+        except BaseException as error:
+            self.own = error
+            raise
+
+
+@contextmanager
+def single_errors() -> Generator[Guard, None, None]:
+    """Let the one error that keeps a block from being entered, or that it raises, be itself.
+
+    Nurseries wrap all that leaves them in groups. For what runs in them that is right: several
+    things may fail. What fails before anything runs is one thing, and so is an error of the block
+    alone; whoever wrote the block wants to catch it by its type.
+    """
+    guard = Guard()
+    try:
+        yield guard
+    except BaseExceptionGroup as group:
+        error = _only(group)
+        if error is None or (guard.entered and error is not guard.own):
+            raise
+        raise error from error.__cause__
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return the one error in a group, None where there are several."""
+    inner = group.exceptions
+    if len(inner) != 1:
+        return None
+    return _only(inner[0]) if isinstance(inner[0], BaseExceptionGroup) else inner[0]
