@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 __all__ = ["Guard", "single_errors"]
 
@@ -51,7 +52,9 @@ def single_errors() -> Generator[Guard, None, None]:
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Return the one error in a group, None where there are several."""
-    inner = group.exceptions
-    if len(inner) != 1:
+    if len(group.exceptions) != 1:
         return None
-    return _only(inner[0]) if isinstance(inner[0], BaseExceptionGroup) else inner[0]
+    inner = group.exceptions[0]
+    if isinstance(inner, BaseExceptionGroup):
+        return _only(cast("BaseExceptionGroup[BaseException]", inner))
+    return inner
