@@ -169,3 +169,16 @@ def test_stored_keys_keep_keys_apart_and_short_ones_in_order(a: bytes, b: bytes)
     assert (stored_key(a) == stored_key(b)) == (a == b)
     if a[:478] != b[:478]:
         assert (stored_key(a) < stored_key(b)) == (a < b)
+
+
+async def test_what_is_held_is_not_free(opened: Open) -> None:
+    async with opened() as store:
+        held = await store.open(4, 1, ["a"])
+        assert await store.open_free(4, 1, ["a"]) is None
+        assert not held.wanted
+        await held.write([write("a", 7, (b"k", b"1"))])
+        await held.close()
+        free = await store.open_free(4, 1, ["a"])
+        assert free is not None
+        assert (free.tables["a"].get(b"k"), free.tables["a"].position) == (b"1", Position("id", 7))
+        await free.close()

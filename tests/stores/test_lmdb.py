@@ -290,3 +290,26 @@ async def test_cancelled_while_it_writes_the_write_is_whole(tmp_path: Path) -> N
             await environment.write([records(0, 1000)])
         assert environment.tables["t"].count() == 1000
         await environment.close()
+
+
+async def test_who_can_spare_an_environment_learns_that_it_is_wanted(tmp_path: Path) -> None:
+    """A holder that closes it when it is asked: the one who waits gets it, nothing is rebuilt."""
+    async with (
+        running(LmdbStore(tmp_path / "t", lock_timeout=30)) as store,
+        running(LmdbStore(tmp_path / "t")) as spare,
+    ):
+        held = await spare.open_free(1, 0, ["t"])
+        assert held is not None
+        await held.write([records(0, 10)])
+
+        async def give_back() -> None:
+            while not held.wanted:  # noqa: ASYNC110 - as between processes
+                await trio.sleep(0.01)
+            await held.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_back)
+            environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].count() == 10
+        assert [path.name for path in (tmp_path / "t" / "1").iterdir() if path.is_dir()] == ["0"]
+        await environment.close()

@@ -119,6 +119,11 @@ class Environment(Protocol):
         """The tables that it was opened with."""
         ...
 
+    @property
+    def wanted(self) -> bool:
+        """Whether another process waits for it: a holder who can spare it should close it soon."""
+        ...
+
     async def write(self, writes: Sequence[TableWrite]) -> None:
         """Write the changes of some tables in one transaction.
 
@@ -149,6 +154,16 @@ class Store(Protocol):
 
         Raises:
             StoreError: it cannot be made or opened; the message names the directory.
+        """
+        ...
+
+    async def open_free(
+        self, count: int, partition: int, tables: Collection[str]
+    ) -> Environment | None:
+        """Open an environment as :meth:`open` does; None where somebody holds it, without a wait.
+
+        Raises:
+            StoreError: it cannot be made or opened.
         """
         ...
 

@@ -19,6 +19,7 @@ What is not trusted is set aside, as ``3.damaged`` (the last one is kept, for a 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import trio
 
 # The walker is in pure Python, and ships with py-lmdb since 3.0.
 from lmdb.verify import (  # pyright: ignore[reportMissingTypeStubs]
@@ -43,15 +45,20 @@ __all__ = [
     "Verdict",
     "examine",
     "generations",
+    "lock_free",
+    "lock_home",
     "mark_closed",
     "mark_open",
     "set_aside",
 ]
 
+logger = logging.getLogger("trickle.stores")
+
 DATA_FILE = "data.mdb"
 _STATE_FILE = "state.json"
 _NAME = re.compile(r"(\d+)(?:\.g(\d+))?")
 _CHUNK_BYTES = 1 << 20
+_LOCK_POLL = 0.05
 
 
 class Home:
@@ -85,6 +92,42 @@ def generations(parent: Path, partition: int) -> list[Home]:
         if match and int(match[1]) == partition and entry.is_dir(follow_symlinks=False):
             found.add(int(match[2] or 0))
     return [Home(parent, partition, generation) for generation in sorted(found, reverse=True)]
+
+
+async def lock_home(parent: Path, partition: int, timeout: float) -> Home:
+    """Lock the newest generation, or make a newer one where it stays locked for so many seconds."""
+    found = generations(parent, partition)
+    newest = found[0]
+    with trio.move_on_after(timeout):
+        while not newest.lock.acquire():
+            newest.lock.ask()  # who can spare it gives it back
+            await trio.sleep(_LOCK_POLL)
+    home = newest
+    while not home.lock.acquire():
+        logger.warning(
+            "the tables of partition %d in %s are locked by process %s: they are rebuilt "
+            "beside them; give each worker its own data_dir to avoid that",
+            partition, home.path, home.lock.holder() or "(unknown)",
+        )  # fmt: skip
+        home = Home(newest.path.parent, partition, home.generation + 1)
+    _remove_older(found, home)
+    return home
+
+
+def lock_free(parent: Path, partition: int) -> Home | None:
+    """Lock the newest generation, unless somebody holds it."""
+    found = generations(parent, partition)
+    if not found[0].lock.acquire():
+        return None
+    _remove_older(found, found[0])
+    return found[0]
+
+
+def _remove_older(found: list[Home], home: Home) -> None:
+    for older in found:
+        if older.generation < home.generation and older.lock.acquire():
+            older.remove()
+            older.lock.release()
 
 
 class _State(msgspec.Struct):

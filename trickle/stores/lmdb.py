@@ -45,6 +45,8 @@ from trickle.stores.homes import (
     Home,
     examine,
     generations,
+    lock_free,
+    lock_home,
     mark_closed,
     mark_open,
     set_aside,
@@ -64,7 +66,6 @@ _TABLES_MAX = 512
 _META = b"meta"
 _LENGTH = struct.Struct("<I")
 _WRITE_TIMEOUT = 60.0  # a disk that does not answer for so long is not coming back
-_LOCK_POLL = 0.05
 
 
 class _Meta(msgspec.Struct):
@@ -234,6 +235,10 @@ class _Environment:
     def tables(self) -> Mapping[str, _Table]:
         return self._tables
 
+    @property
+    def wanted(self) -> bool:
+        return self._home.lock.asked
+
     async def write(self, writes: Sequence[TableWrite]) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _WRITE_TIMEOUT):
             while not await self._bridge.call(self._write, writes):
@@ -359,11 +364,33 @@ class LmdbStore(Service):
 
     async def open(self, count: int, partition: int, tables: Collection[str]) -> _Environment:
         """Open the environment of a partition number, made where it is missing."""
+        environment = await self._open_at(count, partition, tables, wait=True)
+        assert environment is not None
+        return environment
+
+    async def open_free(
+        self, count: int, partition: int, tables: Collection[str]
+    ) -> _Environment | None:
+        """Open the environment of a partition number, unless somebody holds it."""
+        return await self._open_at(count, partition, tables, wait=False)
+
+    async def _open_at(
+        self, count: int, partition: int, tables: Collection[str], *, wait: bool
+    ) -> _Environment | None:
         bridge = self._bridge
         if bridge is None:
             raise RuntimeError("the store is not running: start it by its parent")
         try:
-            home = await self._locked(count, partition)
+            parent = self.directory / str(count)
+            for path in (self.directory.parent, self.directory, parent):
+                private_directory(path)
+            if wait:
+                home = await lock_home(parent, partition, self._lock_timeout)
+            else:
+                await trio.lowlevel.checkpoint()
+                home = lock_free(parent, partition)
+            if home is None:
+                return None
             try:
                 handle = await self._call(bridge, home, tuple(tables))
             except BaseException:
@@ -378,29 +405,6 @@ class LmdbStore(Service):
         with trio.CancelScope(shield=True):
             return await bridge.call(self._open, home, tables)
         raise AssertionError("a scope without a deadline cancels nothing")
-
-    async def _locked(self, count: int, partition: int) -> Home:
-        """Lock the newest generation, or make a newer one where it stays locked."""
-        for path in (self.directory.parent, self.directory, self.directory / str(count)):
-            private_directory(path)
-        found = generations(self.directory / str(count), partition)
-        newest = found[0]
-        with trio.move_on_after(self._lock_timeout):
-            while not newest.lock.acquire():  # noqa: ASYNC110 - another process tells nobody
-                await trio.sleep(_LOCK_POLL)
-        home = newest
-        while not home.lock.acquire():
-            logger.warning(
-                "the tables of partition %d in %s are locked by process %s: they are rebuilt "
-                "beside them; give each worker its own data_dir to avoid that",
-                partition, home.path, home.lock.holder() or "(unknown)",
-            )  # fmt: skip
-            home = Home(newest.path.parent, partition, home.generation + 1)
-        for older in found:
-            if older.generation < home.generation and older.lock.acquire():
-                older.remove()
-                older.lock.release()
-        return home
 
     def _open(self, home: Home, names: tuple[str, ...]) -> _Handle:
         path = home.path

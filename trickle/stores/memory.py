@@ -86,6 +86,10 @@ class _MemoryEnvironment:
     def tables(self) -> Mapping[str, MemoryTable]:
         return self._tables
 
+    @property
+    def wanted(self) -> bool:
+        return False  # the disk is this process's own
+
     async def write(self, writes: Sequence[TableWrite]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._disk.held.get(self._place) is not self:
@@ -126,3 +130,12 @@ class MemoryStore(Service):
             )  # fmt: skip
             return _MemoryEnvironment(MemoryDisk(), place, tables)
         return _MemoryEnvironment(self.disk, place, tables)
+
+    async def open_free(
+        self, count: int, partition: int, tables: Collection[str]
+    ) -> _MemoryEnvironment | None:
+        """Open the environment of a partition number, unless somebody holds it."""
+        if (count, partition) in self.disk.held:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return None
+        return await self.open(count, partition, tables)

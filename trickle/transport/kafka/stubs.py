@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import (
         ClusterMetadata,  # pyright: ignore[reportPrivateImportUsage]
         ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
-        ConsumerGroupDescription,
+        ConsumerGroupDescription,  # pyright: ignore[reportPrivateImportUsage]
         ListOffsetsResultInfo,  # pyright: ignore[reportPrivateImportUsage]
         TopicDescription,  # pyright: ignore[reportPrivateImportUsage]
     )
