@@ -19,6 +19,7 @@ ROOMS: list[str] = [
     "exceptions",
     "types",
     "serializers",
+    "untyped",
     "models",
     "config",
     "identity",

@@ -32,6 +32,7 @@ from trickle.streams import Lane, Stream
 from trickle.streams.deadline import bounded
 from trickle.topics import Source, Topic
 from trickle.types import Headers, Record
+from trickle.untyped import read_key
 
 __all__ = ["Agent", "AgentFunction", "Sink"]
 
@@ -179,19 +180,19 @@ class Agent(Generic[V, K]):
                 topic = cast("Topic[Any, Any] | Agent[Any, Any]", sink).topics[0]
                 effect = topic.effect(value, None, None, None, None)
                 batch, index = lane.in_hand()
-                key = self._sink_key(topic, batch.topic, batch.record(index).key)
+                key = self._sink_key(topic, batch.record(index))
                 effect = topic.effect_of_bytes(key, effect[3], (), lane.timestamp_ms())
                 lane.stage(effect)
             else:
                 lane.after.append(partial(sink, value))
                 lane.touched = True
 
-    def _sink_key(self, sink: Topic[Any, Any], source: str, key: bytes | None) -> bytes | None:
-        ours, theirs = self._keys[source], sink.key_codec
+    def _sink_key(self, sink: Topic[Any, Any], record: Record) -> bytes | None:
+        ours, theirs, key = self._keys[record.topic], sink.key_codec, record.key
         same = (ours.type_name, ours.serializer) == (theirs.type_name, theirs.serializer)
         if key is None or same or theirs.serializer == "raw":
             return key
-        return theirs.encode(ours.decode(key))
+        return theirs.encode(read_key(ours, record))
 
     # Failures
 

@@ -21,6 +21,7 @@ from trickle.streams import Stream
 from trickle.tables import Table
 from trickle.topics import Repartition, Source, Topic
 from trickle.types import Codec, Duration, Partitioner
+from trickle.untyped import key_headers
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
 
@@ -436,12 +437,14 @@ def _repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable
     async def regroup(stream: Stream[Any, Any]) -> None:
         async for event in stream.events():
             key = event.key if make_key is None else make_key(event.value)
-            target.send_nowait(event.value, key=key, headers=event.headers)
+            headers = key_headers(target.key_codec, key, event.headers)
+            target.send_nowait(event.value, key=key, headers=headers)
 
     async def regroup_as_it_is(stream: Stream[Any, Any]) -> None:
         async for event in stream.events():
             key = event.key if make_key is None else make_key(event.value)
-            target.send_encoded(event.record.value, key=key, headers=event.headers)
+            headers = key_headers(target.key_codec, key, event.headers)
+            target.send_encoded(event.record.value, key=key, headers=headers)
 
     changed = any(kind != "filter" for kind, _ in repartition.source.steps)
     return regroup if changed or not repartition.owned else regroup_as_it_is

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Generic, Literal, cast, get_type_hints, overload
 
 import msgspec
@@ -21,6 +21,7 @@ from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, Usag
 from trickle.serializers import BoundCodec, codec_for
 from trickle.transport.contract import TopicSpec
 from trickle.types import Codec, Duration, Headers, HeadersInput, Partitioner, RecordMetadata
+from trickle.untyped import UntypedKey, UntypedValue
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
 
@@ -116,28 +117,30 @@ class Source(Generic[V, K]):
             key: a function of the value, or the name of one of its fields.
             name: the repartition topic is ``{app}-{name}-repartition``.
             key_type: of the new keys, where neither the field nor the function's annotation
-                tells it; such keys are str otherwise.
+                tells it; without it such keys are text, bytes, numbers and tuples of them.
             value_type: of the events, where steps before change it and their annotations do not
-                tell.
+                tell; without it such values are what JSON gives back unchanged.
 
         Raises:
-            DefinitionError: the name is not one for a topic, or a type cannot be known.
+            DefinitionError: the name is not one for a topic, or the values have no such field.
         """
         first = self.topics[0]
         check_name(name, what="group_by(name=…)")
-        value = self._known_value_type(value_type, f"group_by(name={name!r})")
+        value = value_type or self._known_value_type()
         if isinstance(key, str):
             found = key_type or _field_type(value, key, name)
             function = _field_getter(key)
         else:
-            found = key_type or _returned(key) or str
+            found = key_type or _returned(key)
             function = key
+        kept = None if self._retyped else first.value_serializer
         target: Topic[Any, Any] = Topic(
             f"{first.app_id}-{name}-repartition",
             app_id=first.app_id,
-            key=cast("TypeForm[Any]", found),
-            value=cast("TypeForm[Any]", value),
-            value_serializer=None if self._retyped else first.value_serializer,
+            key=cast("TypeForm[Any]", found or Any),
+            key_serializer=None if found else UntypedKey(),
+            value=cast("TypeForm[Any]", value or Any),
+            value_serializer=kept if value else UntypedValue(),
             deleting=True,
             retention=-1,
             internal=True,
@@ -159,16 +162,10 @@ class Source(Generic[V, K]):
     def _with(self, step: Step, value_type: object) -> Source[V, K]:
         return Source(self.topics, (*self.steps, step), self.repartitions, value_type=value_type)
 
-    def _known_value_type(self, given: object, what: str) -> object:
-        if given is not None:
-            return given
-        if self._value_type is not None:
+    def _known_value_type(self) -> object:
+        """Return the type of the values, None behind a map that does not tell its result's."""
+        if self._value_type is not None or self._retyped:
             return self._value_type
-        if self._retyped:
-            raise DefinitionError(
-                f"{what} comes behind a map whose result's type cannot be known: "
-                "annotate the function's return type, or give group_by(…, value_type=)"
-            )
         return self.topics[0].value_type
 
 
@@ -450,10 +447,18 @@ def _outlet(topic: str) -> Outlet:
 
 def _returned(function: Callable[..., Any]) -> object:
     """Return the type that a function says it returns, None where it does not say."""
+    if inspect.isclass(function):
+        return function
     try:
-        return get_type_hints(function).get("return")
+        return _told(get_type_hints(function).get("return"))
     except (NameError, TypeError, AttributeError):
         return None
+
+
+def _told(annotation: object) -> object:
+    """Return an annotation if it tells a type, else None."""
+    untold = annotation is Any or annotation is object or isinstance(annotation, TypeVar)
+    return None if untold else annotation
 
 
 def _field_getter(field: str) -> Callable[[Any], Any]:
@@ -466,16 +471,16 @@ def _field_getter(field: str) -> Callable[[Any], Any]:
 
 
 def _field_type(value_type: object, field: str, name: str) -> object:
+    """Return the type of a field, None where it cannot be known."""
     if not inspect.isclass(value_type) or value_type in (dict, object):
-        return str
+        return None
     try:
         hints = get_type_hints(value_type)
     except (NameError, TypeError):
-        return str
+        return None
     if hints and field not in hints:
         raise DefinitionError(
             f"group_by({field!r}, name={name!r}): {value_type.__name__} has no field {field!r}; "
             f"it has {', '.join(sorted(hints))}"
         )
-    found = hints.get(field, str)
-    return str if found is Any or isinstance(found, timedelta) else found
+    return _told(hints.get(field))

@@ -13,6 +13,7 @@ from trickle.context import current_turn
 from trickle.exceptions import EventSettledError, UsageError
 from trickle.transport.contract import Batch
 from trickle.types import Headers, Record, RecordMetadata
+from trickle.untyped import read_key
 
 if TYPE_CHECKING:
     from trickle.streams.lane import Lane
@@ -71,7 +72,7 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
         Raises:
             DecodeError: the key's bytes are not of the topic's key type.
         """
-        decoded: K = self._codec.decode(self._batch.record(self._index).key)
+        decoded: K = read_key(self._codec, self._batch.record(self._index))
         return decoded
 
     @property

@@ -26,6 +26,7 @@ from trickle.serializers import BoundCodec
 from trickle.streams.event import Event
 from trickle.streams.lane import Lane, OutOfPatience
 from trickle.types import Duration
+from trickle.untyped import read_key
 from trickle.utils.durations import seconds
 
 __all__ = ["Operator", "Stream"]
@@ -140,7 +141,7 @@ class _Items(Operator[V, tuple[K, V], K]):
     async def pull(self, *, keep: bool) -> tuple[K, V]:
         value = await self._parent.pull(keep=keep)
         batch, index = self._lane.in_hand()
-        return self._keys[batch.topic].decode(batch.record(index).key), value
+        return read_key(self._keys[batch.topic], batch.record(index)), value
 
 
 class _Filter(Operator[V, V, K]):
