@@ -17,6 +17,7 @@ still being opened cancels the opening first.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -211,10 +212,26 @@ class Conductor(Service):
                 said = True
                 await trio.sleep(BROKER_PAUSE_S)
 
+    async def _renew_producer(self) -> None:
+        """Take the transactional id back.
+
+        Those who were given what we had fence it while we do, each of them once, so that losing
+        to them a few times is no sign of a twin.
+        """
+        for attempt in itertools.count(1):
+            try:
+                await self._patiently(self._producer.renew)
+            except ProducerFenced:
+                if attempt == RENEWALS_MAX:
+                    raise
+                await trio.sleep(BROKER_PAUSE_S)
+            else:
+                return
+
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
         if self._stale:  # whoever took over has fenced our transactional id
-            await self._patiently(self._producer.renew)
+            await self._renew_producer()
             self._stale = False
         await self._patiently(self._producer.ensure_ready)
         positions = await self._patiently(lambda: self._consumer.recall(partitions))
@@ -337,6 +354,8 @@ class Conductor(Service):
         self._sensor.revoked(partitions)
         if failure is not None or not clean:
             self._committer.resume()
+        if isinstance(failure, ProducerFenced):
+            self._stale = True  # the next assignment begins by taking the transactional id back
         if failure is not None:
             if last:
                 raise failure
@@ -490,3 +509,4 @@ class Conductor(Service):
 
 CANCEL_TIMEOUT_S = 2.0
 BROKER_PAUSE_S = 1.0
+RENEWALS_MAX = 5
