@@ -260,6 +260,10 @@ class KafkaBroker:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         # "=" forms keep a cluster id that begins with a dash from being read as an option.
         command = self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}")
+        # Eligible leader replicas take a lone broker's leadership away at each unclean restart, and
+        # a coordinator (of 4.3.1) that loads meanwhile skips the markers of partitions without a
+        # leader, as if they had been deleted: their transactions hang for ever.
+        command += ["--feature", "eligible.leader.replicas.version=0"]
         command += ["-c", str(self._properties)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:

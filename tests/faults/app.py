@@ -47,7 +47,7 @@ app = trickle.App(
     group_protocol="consumer" if os.environ["FAULTS_PROTOCOL"] == "consumer" else "classic",
     session_timeout=float(os.environ["FAULTS_SESSION_TIMEOUT"]),
     drain_timeout=2,
-    broker_timeout=8,
+    broker_timeout=12,
 )
 
 source = app.topic(f"{_ID}-in", key=str, value=Item, partitions=_PARTITIONS)

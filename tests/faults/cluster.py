@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -17,7 +18,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tests.faults.proxy import Proxy
-from tests.kafka_broker import KafkaBroker
+from tests.kafka_broker import KafkaBroker, kafka_jars
 
 __all__ = ["Cluster", "Ends", "Place"]
 
@@ -146,3 +147,20 @@ class Cluster:
         answer = self.admin.list_consumer_groups(request_timeout=_TIMEOUT).result(_TIMEOUT)
         found = {one.group_id: one.state for one in answer.valid}
         return str(found[group].name) if group in found else "UNKNOWN"
+
+    def describe_producers(self, topic: str, partition: int) -> str:
+        """Return what Kafka's own tool says of a partition's producers and all transactions."""
+        tool = "org.apache.kafka.tools.TransactionsCommand"
+        command = ["java", "-Xmx128m", "-cp", f"{kafka_jars()}/*", tool]
+        command += ["--bootstrap-server", self.servers]
+        told: list[str] = []
+        for what in (
+            ["describe-producers", "--topic", topic, "--partition", str(partition)],
+            ["list"],
+        ):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    [*command, *what], capture_output=True, text=True, timeout=60, check=False
+                )
+                told.append(done.stdout or done.stderr)
+        return "\n".join(told)

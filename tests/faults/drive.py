@@ -35,6 +35,7 @@ __all__ = ["Drive", "Options"]
 _SNAPSHOTS_MAX = 60
 _DRAIN_MAX = 15.0  # seconds that a SIGTERM may take, everything included
 _SETTLE_MAX = 150.0  # seconds that the rest may take once nothing disturbs
+_START_MAX = 30.0  # seconds after a fault of the broker in which a start may fail by it
 _WORKERS_MAX = 3  # more than there were at the start
 
 
@@ -88,7 +89,7 @@ class Drive:
         self._order = itertools.count()
         self._dice = random.Random(f"drive {options.seed}")
         self._began = time.monotonic()
-        self._quiet = False
+        self._disturbed_until = 0.0  # the broker was not to be reached, or not well, until then
 
     # The run
 
@@ -165,12 +166,19 @@ class Drive:
             if code and not (slot.told_twice and code == 3):
                 self._find("exit", f"worker {slot.number} was told to end, and did so with exit "
                            f"code {code}:\n{slot.tail()}")  # fmt: skip
+        elif code == 1 and self._disturbed_at_start(slot):
+            self.counts["not started without a broker"] += 1
         else:
             self._find("exit", f"worker {slot.number} ended by itself, with exit code {code}:\n"
                        f"{slot.tail(25)}")  # fmt: skip
             self._snapshot(slot, f"ended with exit code {code}")
         if slot.restart_at is None and slot.number < self._wanted:
             slot.restart_at = time.monotonic() + 0.5
+
+    def _disturbed_at_start(self, slot: Slot) -> bool:
+        """Tell whether a worker could not start because of us: then its error is what it owes."""
+        lately = time.monotonic() - max(self._disturbed_until, slot.started_at) < _START_MAX
+        return lately and not slot.was_ready() and "see that the broker runs" in slot.tail()
 
     def _find(self, check: str, text: str) -> None:
         finding = Finding(check, f"at {time.monotonic() - self._began:.1f} s: {text}")
@@ -311,6 +319,8 @@ class Drive:
                     file.truncate(size // 2 if how == "cut" else 0)
 
     def _hit_broker(self, fault: Fault) -> None:
+        lasts = time.monotonic() + fault.seconds
+        self._disturbed_until = max(self._disturbed_until, lasts)
         proxy = self._cluster.proxy
         match fault.kind:
             case "cut":
@@ -334,6 +344,7 @@ class Drive:
     def _start_broker(self) -> None:
         if not self._cluster.broker.pid:
             self._cluster.broker.start()
+            self._disturbed_until = time.monotonic()
 
     # The end
 

@@ -70,10 +70,10 @@ class Verdict:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-        self.findings += [
-            Finding("offsets", f"{topic}[{p}]: a transaction hangs at {e.stable} of {e.high}")
-            for (topic, p), e in sorted(pending.items())
-        ]
+        for (topic, p), e in sorted(pending.items()):
+            text = f"{topic}[{p}]: a transaction hangs at {e.stable} of {e.high}"
+            producers = self._cluster.describe_producers(topic, p)
+            self.findings.append(Finding("offsets", f"{text}\n{producers}"))
         return False
 
     def _echoes(self, source: dict[int, list[Item]]) -> None:

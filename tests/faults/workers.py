@@ -133,6 +133,10 @@ class Slot:
             return ""
         return "\n".join(line for line in text.splitlines() if "FlakyError" not in line)
 
+    def was_ready(self) -> bool:
+        """Tell whether the last process had joined its group."""
+        return "ready after" in self.output().rpartition("--- start ")[2]
+
     def tail(self, lines: int = 12) -> str:
         """Return the last lines of its output."""
         return "\n".join(self.output().splitlines()[-lines:])
