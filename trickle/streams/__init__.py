@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trickle.streams.event import Event, EventId
-from trickle.streams.lane import Lane, Pace, Settlement
+from trickle.streams.lane import Lane, Settlement
+from trickle.streams.pace import Pace
 from trickle.streams.stream import Stream
 
 __all__ = ["Event", "EventId", "Lane", "Pace", "Settlement", "Stream"]

@@ -32,6 +32,8 @@ class _Bounded(Operator[V, V, K]):
         self._seconds = limit
 
     async def pull(self, *, keep: bool) -> V:
+        if self._scope.cancel_called:  # a shield kept it from the event in hand, which is to blame
+            await trio.lowlevel.checkpoint()
         self._scope.deadline = math.inf
         value = await self._parent.pull(keep=keep)
         self._scope.deadline = trio.current_time() + self._seconds

@@ -24,7 +24,6 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from operator import length_hint
-from time import perf_counter
 from typing import Any, Protocol
 
 import trio
@@ -32,13 +31,12 @@ import trio
 from trickle.context import NUMBER, Effect, Turn, next_number
 from trickle.exceptions import DecodeError, TrickleError, UsageError
 from trickle.serializers import BoundCodec
+from trickle.streams.nowhere import Nowhere
+from trickle.streams.pace import Pace
 from trickle.transport.contract import Batch
 from trickle.types import Record
 
-__all__ = ["Lane", "OutOfPatience", "Pace", "Settlement"]
-
-CHUNK_MAX = 256
-BREATH_S = 0.005  # the longest that a lane works without letting other tasks run
+__all__ = ["Lane", "OutOfPatience", "Settlement"]
 
 
 class OutOfPatience(Exception):
@@ -81,30 +79,6 @@ class Settlement(Protocol):
     def dry(self, lane: Lane) -> None:
         """The lane has nothing in hand and nothing in its inbox."""
         ...
-
-
-class Pace:
-    """How many events a lane takes before it lets others run: as many as fit into 5 ms."""
-
-    __slots__ = ("_since", "size")
-
-    def __init__(self) -> None:
-        self.size = 16
-        self._since = perf_counter()
-
-    async def breathe(self) -> None:
-        """Between two chunks: let other tasks run if 5 ms are over, and fit the next chunk."""
-        elapsed = perf_counter() - self._since
-        if elapsed > BREATH_S:
-            self.size = max(1, int(self.size * BREATH_S / elapsed))
-            await trio.lowlevel.checkpoint()
-            self._since = perf_counter()
-        elif self.size < CHUNK_MAX:
-            self.size *= 2
-
-    def rested(self) -> None:
-        """The lane has waited, so others have run."""
-        self._since = perf_counter()
 
 
 _NOTHING: Iterator[Any] = iter(())
@@ -212,7 +186,8 @@ class Lane(Turn):
             return
         start = 0
         if batch.offset(0) < frontier:
-            start = next(i for i in range(len(batch)) if batch.offset(i) >= frontier)
+            fresh = (i for i in range(len(batch)) if batch.offset(i) >= frontier)
+            start = next(fresh, len(batch))  # none, where only a gap lies above
         self.frontier[batch.topic] = batch.next_offset
         self.inbox.append((batch, start))
         self.inbox_bytes += batch.size_bytes
@@ -333,7 +308,7 @@ class Lane(Turn):
         while True:
             if self.stopping:
                 raise StopAsyncIteration
-            if self.settlement.crowded and not keep:
+            if self.settlement.crowded and not self.hand:
                 await self.settlement.room(self)
                 if self.stopping:
                     raise StopAsyncIteration
@@ -380,6 +355,22 @@ class Lane(Turn):
         self._taken(self.inbox_bytes)
         self.inbox.clear()
         self.inbox_bytes = 0
+
+    def abandon(self) -> None:
+        """The lane resists its end: whatever its agent does from now on goes nowhere."""
+        self.undo()
+        self.drain()
+        self.number = next_number()
+        self.shards = {}
+        self.settlement = Nowhere()
+        self._taken(self.inbox_bytes)
+        self.inbox.clear()
+        self.inbox_bytes = 0
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nothing that it does has any effect."""
+        return isinstance(self.settlement, Nowhere)
 
     def _close_chunk(self) -> None:
         """Count what the chunk held as taken; with it, perhaps, the batch ends."""
@@ -443,7 +434,13 @@ class Lane(Turn):
         # A group goes on, and settles what was staged with the rest.
         if not grouped:
             self.settle()
+            if self.settlement.chunk_max == 1:
+                self.last = [(record.topic, record.offset)]
         self.hand = grouped
+        if self.pinned is not None and not grouped:  # the group begins behind this record
+            self.pinned = None
+            self.pinned = self.settled_positions()
+            self.history = [(batch, self._next_index())]
 
     def rewind(self) -> None:
         """Take the events in hand again: after a failed attempt."""
@@ -479,9 +476,9 @@ class Lane(Turn):
     async def _wait(self) -> None:
         if self.stopping:  # a drain came while others ran
             return
-        if self.patience == math.inf and not self.idle:
+        if self.patience == math.inf:
             self.idle = True
-            self.settlement.dry(self)
+            self.settlement.dry(self)  # also where it was dry before: it may have been given room
         self.wake = trio.Event()
         with trio.move_on_at(self.patience):
             await self.wake.wait()
