@@ -117,6 +117,7 @@ def test_each_setting_is_an_argument_a_variable_and_a_key() -> None:
         ("client", '{"linger.ms": 5, "check.crcs": true}', {"linger.ms": 5, "check.crcs": True}),
         ("client", '{"ssl": {"ca": {"location": "x"}}}', {"ssl.ca.location": "x"}),
         ("group_instance_id", " a ", "a"),
+        ("standby_replicas", "2", 2),
     ],
 )
 def test_variables_are_read_by_what_their_setting_holds(
@@ -214,6 +215,8 @@ def test_an_unknown_name_is_told_where_it_stands(project: Path) -> None:
     [
         ("web_port", "80", "must be a whole number from 0 to 65,535, not '80'"),
         ("web_port", 65536, "must be a whole number from 0 to 65,535, not 65536"),
+        ("standby_replicas", "11", "must be a whole number from 0 to 10, not '11'"),
+        ("standby_replicas", -1, "must be a whole number from 0 to 10, not -1"),
         ("partitions", 0, "must be a whole number, 1 or more, not 0"),
         ("partitions", True, "must be a whole number, 1 or more, not True"),
         ("web", 1, "must be true or false, not 1"),

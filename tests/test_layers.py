@@ -67,6 +67,7 @@ CLIENTS = {
 PURE = [
     "trickle.exceptions",
     "trickle.positions",
+    "trickle.tables.standby_plan",
     "trickle.types",
     "trickle.utils.durations",
     "trickle.utils.names",

@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         cache_bytes: values of tables in memory, of all shards together, at most.
         group_protocol: ``classic``, or ``consumer`` (KIP-848).
         group_instance_id: a static member's name; None: no static membership.
+        standby_replicas: how many other workers keep a copy of each shard up to date.
     """
 
     id: str
@@ -113,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes: int = 256 << 20
     group_protocol: Literal["classic", "consumer"] = "classic"
     group_instance_id: str | None = None
+    standby_replicas: int = 0
 
     def __repr__(self) -> str:
         """Show them with secrets hidden: a traceback or a log line may hold this."""
@@ -150,6 +152,7 @@ class SettingArguments(TypedDict, total=False):
     cache_bytes: int
     group_protocol: Literal["classic", "consumer"]
     group_instance_id: str | None
+    standby_replicas: int
 
 
 class Resolved(NamedTuple):
@@ -193,6 +196,7 @@ _KINDS: dict[str, values.Kind] = {
     "cache_bytes": values.integer(1 << 10),
     "group_protocol": values.choice("classic", "consumer"),
     "group_instance_id": values.text(),
+    "standby_replicas": values.integer(0, 10),
 }
 _MAY_BE_NONE = frozenset(
     {

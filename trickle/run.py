@@ -12,6 +12,7 @@ order::
     Conductor         scopes and lanes
     Consumer          the membership
     Fetcher
+    Standbys          shards of other workers
     timers, tasks
 
 Stopping goes from the outside in. Tasks and timers are cancelled; the conductor drains its lanes,
@@ -45,7 +46,7 @@ from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics
 from trickle.stores import open_store
 from trickle.streams import Pace
-from trickle.tables import HOLDER, CacheLimits, TableManager
+from trickle.tables import HOLDER, CacheLimits, Standbys, TableManager
 from trickle.tasks import SupervisedService, TaskService
 from trickle.ticks import TimerService
 from trickle.topology import Topology, prepare
@@ -112,6 +113,7 @@ class Run(Service):
         self.sources = resolved.sources
         self.monitor = Monitor(clock=trio.current_time)
         self.tables: TableManager | None = None
+        self.standbys: Standbys | None = None
         self.conductor: Conductor | None = None
         self.committer: Committer | None = None
         self.producer: Producer | None = None
@@ -268,6 +270,7 @@ class Run(Service):
         make = self._surroundings.store
         directory = settings.data_dir / self.definitions.id / "tables"
         store = make() if make is not None else open_store(settings.store, directory)
+        standbys = self.standbys = self._make_standbys(transport, store)
         self.tables = TableManager(
             transport,
             store,
@@ -276,9 +279,25 @@ class Run(Service):
             recovery_timeout=settings.recovery_timeout,
             cache=CacheLimits(entries=1 << 40, bytes=settings.cache_bytes),
             sensor=self._sensor,
+            standbys=standbys,
         )
         HOLDER.set(self.tables)
         await self._start(self.tables)
+
+    def _make_standbys(self, transport: Transport, store: Store) -> Standbys | None:
+        settings, topology = self.settings, self.topology
+        if not settings.standby_replicas or topology is None or not self.definitions.tables:
+            return None
+        return Standbys(
+            transport,
+            store,
+            group=self.definitions.id,
+            member_id=lambda: "" if self.consumer is None else self.consumer.client.member_id,
+            counts=topology.counts,
+            tables=topology.tables,
+            replicas=settings.standby_replicas,
+            transactional=settings.processing_guarantee == "exactly_once",
+        )
 
     def _make_committer(self, producer: Producer, consumer: Consumer | None) -> Committer:
         settings = self.settings
@@ -349,6 +368,9 @@ class Run(Service):
         self._fetcher = Fetcher(consumer, conductor, settings.buffer_bytes // 4)
         await self._start(self._fetcher)
         await conductor.ready.wait()
+        if self.standbys is not None:
+            listener.told = self.standbys.wake
+            await self._start(self.standbys)
 
     async def _start_services(self) -> None:
         for definition in self.definitions.services:
@@ -393,12 +415,19 @@ class Run(Service):
 
 
 class _Late:
-    """The consumer's listener: the conductor, which needs the consumer to be made."""
+    """The consumer's listener: the conductor, which needs the consumer to be made.
+
+    Attributes:
+        told: called after each assignment.
+    """
 
     target: Conductor
+    told: Callable[[], None] | None = None
 
     async def assigned(self, partitions: frozenset[Any]) -> None:
         await self.target.assigned(partitions)
+        if self.told is not None:
+            self.told()
 
     async def revoked(self, partitions: frozenset[Any]) -> None:
         await self.target.revoked(partitions)

@@ -4,6 +4,7 @@ from trickle.tables.changes import Changes
 from trickle.tables.lookup import Found, find_key, find_keys
 from trickle.tables.manager import TableManager
 from trickle.tables.shard import CacheLimits, Shard
+from trickle.tables.standby import Standbys
 from trickle.tables.table import HOLDER, Holder, Table
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Found",
     "Holder",
     "Shard",
+    "Standbys",
     "Table",
     "TableManager",
     "find_key",

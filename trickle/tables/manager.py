@@ -26,6 +26,8 @@ from trickle.tables.changes import Changes
 from trickle.tables.placement import Placement
 from trickle.tables.recovery import RecoveryProgress, recover
 from trickle.tables.shard import CacheLimits, Shard
+from trickle.tables.standby import Standbys
+from trickle.tables.standby_plan import Place
 from trickle.tables.table import Table
 from trickle.transport.contract import TopicSpec, Transport
 from trickle.utils.failpoints import fail_point
@@ -83,6 +85,7 @@ class TableManager(Service):
         flush_interval: seconds from a commit until it is stored, at most.
         cache: bounds of what all shards together keep in memory.
         sensor: told of recoveries.
+        standbys: have the environments of some shards open already.
     """
 
     name = "TableManager"
@@ -98,6 +101,7 @@ class TableManager(Service):
         flush_interval: float = 1.0,
         cache: CacheLimits | None = None,
         sensor: Sensor | None = None,
+        standbys: Standbys | None = None,
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -108,6 +112,7 @@ class TableManager(Service):
         self._flush_interval = flush_interval
         self._cache = cache or CacheLimits(entries=1_000_000, bytes=256 << 20)
         self._sensor = sensor
+        self._standbys = standbys
         self._held: dict[tuple[int, int], _Held] = {}
         self._writers: dict[str, str] = {}
         self._warned: set[str] = set()
@@ -182,7 +187,7 @@ class TableManager(Service):
             await self._close(place)
             held = None
         if held is None:
-            environment = await self._store.open(count, partition, [t.name for t in tables])
+            environment = await self._environment(place, [table.name for table in tables])
             held = self._held[place] = _Held(count, partition, environment)
         try:
             await self._bring_up(held, tables)
@@ -193,6 +198,22 @@ class TableManager(Service):
         held.ready = True
         self._share_cache()
         return dict(held.shards)
+
+    async def _environment(self, place: Place, names: Sequence[str]) -> Environment:
+        """Open an environment, or take over the one that was kept as a standby."""
+        try:
+            if self._standbys is not None:
+                kept = await self._standbys.claim(place)
+                if kept is not None:
+                    return kept
+            return await self._store.open(*place, names)
+        except BaseException:
+            self._free(place)
+            raise
+
+    def _free(self, place: Place) -> None:
+        if self._standbys is not None:
+            self._standbys.free(place)
 
     async def _bring_up(self, held: _Held, tables: Sequence[AnyTable]) -> None:
         """Recover an environment, and make its shards or let them go on."""
@@ -281,7 +302,10 @@ class TableManager(Service):
                 await self._flush(held)
         finally:
             self._held.pop(place, None)
-            await held.environment.close()
+            try:
+                await held.environment.close()
+            finally:
+                self._free(place)
 
     def _share_cache(self) -> None:
         shards = [shard for held in self._held.values() for shard in held.shards.values()]
