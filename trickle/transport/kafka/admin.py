@@ -1,8 +1,12 @@
 """Looks at topics and groups, and declares topics.
 
 The AdminClient's calls return futures that its own thread completes; some block. All run in worker
-threads under the request timeout. One client lives as long as the transport: one that is collected
+threads under the request timeout. A client lives until its calls have ended: one that is collected
 fails its pending futures.
+
+A client that once asked for a group's coordinator while the broker restarted may wait for that
+answer for ever, and so may each later call that needs the coordinator (seen with librdkafka 2.16).
+So after a call without an answer in time the next ones go to a new client.
 """
 
 from __future__ import annotations
@@ -66,17 +70,28 @@ class KafkaAdmin:
     def __init__(self, config: KafkaConfig, log: ClientLog) -> None:
         self._config = config
         self._log = log
-        settings = config.admin()
-        settings["logger"] = log
-        settings["error_cb"] = log.error
-        try:
-            self._handle = AdminClient(settings)
-        except KafkaException as error:
-            raise configuration_error(error, config) from error
-        self._client = cast("TypedAdmin", self._handle)
+        self._client = self._make()
+        self._doubtful: TypedAdmin | None = None  # the one before, whose calls may be under way
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._forked = False
         watch_forks(self)
+
+    def _make(self) -> TypedAdmin:
+        settings = self._config.admin()
+        settings["logger"] = self._log
+        settings["error_cb"] = self._log.error
+        try:
+            return cast("TypedAdmin", AdminClient(settings))
+        except KafkaException as error:
+            raise configuration_error(error, self._config) from error
+
+    def _doubt(self, client: TypedAdmin) -> None:
+        """A call of this client got no answer: the next ones have a new client."""
+        if client is not self._client or self._forked:
+            return
+        doubtful, self._doubtful, self._client = self._doubtful, client, self._make()
+        if doubtful is not None:  # older than one timeout: its calls have ended
+            bury(_Closing(doubtful))
 
     async def check(self) -> None:
         """See that the broker answers.
@@ -395,6 +410,7 @@ class KafkaAdmin:
         if self._forked:
             raise forked_error()
         timeout = self._config.request_timeout
+        client = self._client
         with trio.move_on_after(timeout + 1):  # the call itself gives up before
             try:
                 return await trio.to_thread.run_sync(
@@ -403,29 +419,35 @@ class KafkaAdmin:
                 )  # fmt: skip
             except KafkaException as raised:
                 error = error_of(raised)
+                if error.code() in AWAY:
+                    self._doubt(client)
                 raise failed(self._config.url, timeout, what, error) from raised
             except TimeoutError as raised:
+                self._doubt(client)
                 raise unavailable(self._config.url, timeout, what, None) from raised
             finally:
                 self._client.poll(0)  # its log lines
+        self._doubt(client)
         raise unavailable(self._config.url, timeout, what, None)
 
     def close(self) -> None:
         """Let go of the client; closing it may take long, so nobody waits."""
         if not self._forked:
-            bury(_Closing(self._handle))
+            for client in (self._client, self._doubtful):
+                if client is not None:
+                    bury(_Closing(client))
 
     def in_forked_child(self) -> list[object]:
         """See :mod:`.fork`."""
         self._forked = True
-        return [self._handle]
+        return [self._client, self._doubtful]
 
 
 class _Closing:
     """An AdminClient closes as a context manager only."""
 
-    def __init__(self, client: AdminClient) -> None:
-        self._client = client
+    def __init__(self, client: TypedAdmin) -> None:
+        self._client = cast("AdminClient", client)
 
     def close(self) -> None:
         self._client.__exit__(None, None, None)
