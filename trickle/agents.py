@@ -24,6 +24,7 @@ from trickle.exceptions import (
     DeadlineExceeded,
     DecodeError,
     DefinitionError,
+    RecordRefused,
     TrickleError,
 )
 from trickle.policies import DeadLetter, Policy, Retry, Skip, Stop
@@ -204,7 +205,7 @@ class Agent(Generic[V, K]):
         if isinstance(policy, Retry):
             if lane.attempt_of != (first.topic, first.offset):
                 lane.attempt, lane.attempt_of = 0, (first.topic, first.offset)
-            if lane.attempt < policy.times and not isinstance(error, DecodeError):
+            if lane.attempt < policy.times and not isinstance(error, DecodeError | RecordRefused):
                 lane.attempt += 1
                 sensor.event_retried(self.name, first.partition)
                 pause = policy.pause_s(lane.attempt)
@@ -235,7 +236,16 @@ class Agent(Generic[V, K]):
             raise DefinitionError(f"agent {self.name!r} has no topic for its dead letters")
         headers = (*record.headers, *_dead_letter_headers(self.name, record, error))
         stamp = record.timestamp_ms if record.timestamp_ms >= 0 else None
-        lane.stage(self.dead_letters.effect_of_bytes(record.key, record.value, headers, stamp))
+        letter = partial(self.dead_letters.effect_of_bytes, record.key, record.value)
+        try:
+            effect = letter(headers, stamp)
+        except RecordRefused:  # better a letter without its traceback than none
+            try:
+                effect = letter(headers[:-1], stamp)
+            except RecordRefused as refusal:
+                _locate(refusal, self.name, [record])
+                raise refusal from error
+        lane.stage(effect)
 
     def _passed_over(
         self, record: Record, error: Exception, policy: Skip | DeadLetter, sensor: Sensor

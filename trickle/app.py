@@ -13,7 +13,7 @@ from trickle.agents import Agent, AgentFunction, Sink
 from trickle.config import Resolved, SettingArguments, check_arguments, resolve
 from trickle.definitions import Command, Definitions, ServiceDefinition, Timer
 from trickle.exceptions import DefinitionError
-from trickle.policies import DeadLetter, Policy, Retry
+from trickle.policies import DeadLetter, Policy, Retry, Stop
 from trickle.run import Run, open_run
 from trickle.sensors import Sensor
 from trickle.service import Restart, Service
@@ -229,8 +229,9 @@ class App:
             agent_name = name or str(getattr(function, "__name__", ""))
             check_name(agent_name, what="an agent's name")
             joined = _join(source, agent_name)
+            letters = self._dead_letters(agent_name, on_error)
             for repartition in joined.repartitions:
-                self._add_repartition(repartition)
+                self._add_repartition(repartition, on_error or Stop(), letters)
             agent: Agent[Any, Any] = Agent(
                 function,
                 name=agent_name,
@@ -238,7 +239,7 @@ class App:
                 sinks=() if sink is None else sinks,
                 on_error=on_error,
                 deadline=limit,
-                dead_letters=self._dead_letters(agent_name, on_error),
+                dead_letters=letters,
             )
             self._add_agent(agent)
             return agent
@@ -349,9 +350,18 @@ class App:
             )
         self._agents[agent.name] = agent
 
-    def _add_repartition(self, repartition: Repartition) -> None:
+    def _add_repartition(
+        self, repartition: Repartition, policy: Policy, letters: Topic[Any, Any] | None
+    ) -> None:
+        """Add the internal agent that feeds a source of an agent's.
+
+        A record that it cannot regroup never reaches the agent, so the agent's policy holds here
+        as well: that of the first that reads the source, but Stop where any of them would stop.
+        """
         known = self._repartitions.get(repartition.name)
         if known is repartition:
+            if isinstance(policy, Stop):
+                self._agents[repartition.name].on_error = policy
             return
         if known is not None:
             raise DefinitionError(
@@ -366,6 +376,8 @@ class App:
                 _repartition_function(repartition),
                 name=repartition.name,
                 source=repartition.source,
+                on_error=policy,
+                dead_letters=letters,
                 internal=True,
             )
         )

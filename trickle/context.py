@@ -159,8 +159,8 @@ def current_turn() -> Turn | None:
     turn = CURRENT.get()
     if turn is not None and turn.number != NUMBER.get():
         raise EventSettledError(
-            f"a task started by an event of {turn.agent!r} outlived it: the event has settled, so "
-            "what the task sends or writes could be lost; wait for the task inside the event "
-            "(open its nursery there), or do this work in an @app.task"
+            f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "
+            "written now could be lost; do it before the event ends (a task: open its nursery "
+            "inside the event), or in an @app.task"
         )
     return turn

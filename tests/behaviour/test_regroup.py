@@ -52,7 +52,7 @@ async def test_keys_of_a_lambda_shard_a_table(mock_clock: MockClock) -> None:
     source = app.topic("source", key=str, value=Flight, partitions=3)
     sink = app.topic("sink", key=int, value=str, partitions=3)
     by_month = app.table("by_month", key=int, value=int, default=int)
-    keys: list[object] = []
+    keys: list[int] = []
 
     @app.agent(source.group_by(lambda flight: flight.month, name="by_month"), sink=sink)
     async def count(stream: trickle.Stream[Flight]) -> Any:

@@ -10,7 +10,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from trickle.context import current_turn
-from trickle.exceptions import EventSettledError, UsageError
+from trickle.exceptions import DecodeError, EventSettledError, UsageError
 from trickle.transport.contract import Batch
 from trickle.types import Headers, Record, RecordMetadata
 from trickle.untyped import read_key
@@ -64,6 +64,14 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
     _batch: Batch
     _index: int
     _number: int
+
+    def __repr__(self) -> str:
+        try:
+            key = repr(self.key)
+        except DecodeError:
+            key = f"{self.record.key!r} (not of the topic's key type)"
+        where = f"{self.topic} [{self.partition}] at offset {self.offset}"
+        return f"<Event {where}: key={key}, value={self.value!r}>"
 
     @property
     def key(self) -> K:
@@ -133,7 +141,11 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
         self._lane.touched = True
 
     async def __aenter__(self) -> Event[V, K]:
-        """Bound the event by hand: it settles at the end of the block."""
+        """Bound the event by hand: it settles at the end of the block.
+
+        An error that leaves the block undoes what the event has done so far. Where the agent
+        catches it, the event settles so; where it does not, its policy decides.
+        """
         self._in_hand("entered")
         return self
 
@@ -143,8 +155,12 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None and self._lane.number == self._number:
+        if self._lane.number != self._number:
+            return
+        if error is None:
             self._lane.finish()
+        else:  # it may be caught before the agent's policy hears of it: no trace, either way
+            self._lane.undo()
 
     def _in_hand(self, what: str) -> None:
         lane: Lane | None = self._lane

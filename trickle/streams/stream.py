@@ -68,6 +68,11 @@ class Stream(Generic[V, K]):
             return await self._lane.advance(keep=True)
         return await self.__anext__()
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the event in hand has values that are still to come."""
+        return False
+
     def events(self) -> Stream[Event[V, K], K]:
         """Iterate events instead of values: with key, headers, timestamp and where from."""
         return _Events(self)
@@ -95,6 +100,8 @@ class Stream(Generic[V, K]):
     def take(self, n: int, within: Duration | None = None) -> Stream[list[V], K]:
         """Iterate lists of up to ``n`` values, each of them one event: it settles as a whole.
 
+        Where ``flat_map`` makes the values, lists settle when they end with an event's last value.
+
         Args:
             n: how many values make a list.
             within: seconds after the first value at which a shorter list is given; None waits
@@ -120,6 +127,10 @@ class Operator(Stream[B, K], Generic[A, B, K]):
 
     async def __anext__(self) -> B:
         return await self.pull(keep=False)
+
+    @property
+    def unfinished(self) -> bool:
+        return self._parent.unfinished
 
     async def pull(self, *, keep: bool) -> B:
         raise NotImplementedError
@@ -185,6 +196,10 @@ class _FlatMap(Operator[V, V2, K]):
         self._function = function
         self._pending: deque[V2] = deque()
 
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._pending) or self._parent.unfinished
+
     async def pull(self, *, keep: bool) -> V2:
         while not self._pending:
             self._pending.extend(self._function(await self._parent.pull(keep=keep)))
@@ -215,7 +230,7 @@ class _Take(Operator[V, list[V], K]):
 
     async def pull(self, *, keep: bool) -> list[V]:
         lane = self._lane
-        if not keep:
+        if not (keep or self.unfinished):  # else the list before settles with this one
             lane.finish()
             lane.pin()
         group: list[V] = []

@@ -1,0 +1,164 @@
+"""What an unkind user does: each of these once lost, doubled or hid something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+import trickle
+import trickle.testing
+
+
+async def test_take_behind_flat_map_loses_no_value_of_an_event(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    table = app.table("table", key=str, value=list[int], default=list)
+    lists = 0
+
+    @app.agent(source, on_error=trickle.Retry(times=1, backoff=0))
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        nonlocal lists
+        async for values in stream.flat_map(lambda value: [value] * 3).take(2):
+            lists += 1
+            table["k"].extend(values)
+            if lists == 2:  # half of it is of the first event, whose other values came before
+                raise ValueError(values)
+
+    async with trickle.testing.run(app) as t:
+        for value in range(4):
+            await t.send(source, value, key="k")
+        await t.settled()
+        assert table["k"] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+async def test_an_event_that_fails_in_its_own_block_leaves_no_trace(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    out = app.topic("out", value=int, partitions=1)
+    table = app.table("table", key=str, value=list[int], default=list)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for event in stream.events():
+            try:
+                async with event:
+                    table["k"].append(event.value)
+                    out.send_nowait(event.value)
+                    if event.value == 1:
+                        raise ValueError(event.value)
+            except ValueError:
+                pass  # the user's own way to go on behind it
+
+    async with trickle.testing.run(app) as t:
+        for value in range(3):
+            await t.send(source, value, key="k")
+        await t.settled()
+        assert table["k"] == [0, 2]
+        assert [event.value for event in t.sent(out)] == [0, 2]
+
+
+async def test_an_effect_behind_the_block_that_settled_its_event(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for event in stream.events():
+            async with event:
+                pass
+            source.send_nowait(1)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(
+            trickle.EventSettledError,
+            match="^the event of 'work' that this work is part of has settled",
+        ),
+        flatten_subgroups=True,
+    ):
+        async with trickle.testing.run(app) as t:
+            await t.send(source, 1)
+            await t.settled()
+
+
+POISON = b"{oops"
+
+
+@pytest.mark.parametrize("policy", [trickle.Skip(), trickle.DeadLetter()])
+async def test_the_policy_holds_for_records_that_cannot_be_regrouped(
+    mock_clock: MockClock, policy: Any
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    letters = app.topic("app-work-dead-letters", key=str, value=bytes, partitions=1)
+    seen: list[int] = []
+
+    def key(value: int) -> int:
+        return 10 // value
+
+    @app.agent(source.group_by(key, name="by"), on_error=policy)
+    async def work(stream: trickle.Stream[int, int]) -> None:
+        async for value in stream:
+            seen.append(value)
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1, key="a")
+        await t.send(source, POISON, key="b", raw=True)
+        await t.send(source, 0, key="c")
+        await t.send(source, 2, key="d")
+        await t.settled()
+        assert seen == [1, 2]
+        expected = [("b", POISON), ("c", b"0")] if policy == trickle.DeadLetter() else []
+        assert [(event.key, event.value) for event in t.sent(letters)] == expected
+
+
+async def test_a_regrouping_stops_where_one_of_its_readers_would(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    regrouped = source.group_by(str, name="by")
+
+    @app.agent(regrouped, on_error=trickle.Skip())
+    async def lenient(stream: trickle.Stream[int, str]) -> None:
+        async for _ in stream:
+            pass
+
+    @app.agent(regrouped)
+    async def strict(stream: trickle.Stream[int, str]) -> None:
+        async for _ in stream:
+            pass
+
+    with pytest.RaisesGroup(trickle.DecodeError, flatten_subgroups=True):
+        async with trickle.testing.run(app) as t:
+            await t.send(source, POISON, raw=True)
+            await t.settled()
+
+
+async def test_a_dead_letter_near_the_size_limit_leaves_out_the_traceback(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    letters = app.topic("letters", value=bytes, partitions=1)
+
+    @app.agent(source, on_error=trickle.DeadLetter(letters))
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, b"x" * 1_047_900, raw=True)
+        await t.settled()
+        names = [name for name, _ in t.sent(letters)[0].headers]
+        assert "trickle-offset" in names
+        assert "trickle-traceback" not in names
+
+
+async def test_an_event_shows_what_a_person_looks_for(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 7, key="k", timestamp=1.5, headers={"h": b"x"})
+        (event,) = t.sent(source)
+        assert repr(event) == "<Event source [0] at offset 0: key='k', value=7>"
