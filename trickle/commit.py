@@ -41,7 +41,7 @@ from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.streams import Lane
-from trickle.streams.lane import CHUNK_MAX
+from trickle.streams.pace import CHUNK_MAX
 from trickle.tables import Shard
 from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
@@ -132,6 +132,7 @@ class Committer(Service):
         self._chunks = 0
         self._after: list[Callable[[], Awaitable[object] | object]] = []
         self._ticks: list[Effect] = []
+        self._later: list[Effect] = []  # ticks that wait for an event's own commit
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
@@ -221,6 +222,9 @@ class Committer(Service):
 
     def tick(self, effects: list[Effect]) -> None:
         """A tick has settled: its records join the next commit, also if that takes a second try."""
+        if self._holder is not None:  # in a commit of their own, so that it is known who is refused
+            self._later.extend(effects)
+            return
         self._ticks.extend(effects)
         self.publish(effects)
         self._pend(urgent=not self._busy)
@@ -250,7 +254,7 @@ class Committer(Service):
             return
         if self._holder is lane:  # its event has settled: a commit of its own
             self._pend(urgent=True)
-        while self._limit == 1 and (self._holder is not None or self._events):
+        while self._limit == 1 and (self._holder is not None or self._events or self._ticks):
             await self._room.wait()
         if self._limit == 1:
             self._holder = lane
@@ -261,6 +265,9 @@ class Committer(Service):
 
     def _pass_on(self) -> None:
         self._holder = None
+        if self._later:
+            ticks, self._later = self._later, []
+            self.tick(ticks)
         self._room.set()
         self._room = trio.Event()
 
@@ -306,6 +313,7 @@ class Committer(Service):
         size, self._bytes = self._bytes, 0
         after, self._after = self._after, []
         ticks, self._ticks = self._ticks, []
+        holder = self._holder
         self.crowded = self._limit == 1
         self._urgent = False
         self._since = started if self._busy else math.inf
@@ -333,10 +341,16 @@ class Committer(Service):
         except (CommitFailed, BrokerUnavailable) as error:
             failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
             self._ticks = ticks + self._ticks
-            self._narrow(failure, events)
             self.broken = failure
             self._sensor.commit_failed(trio.current_time() - started, failure)
+            if failure.refused is not None:
+                if ticks and not (offsets or dirty):  # nobody's but a tick's: that fails the Run
+                    raise failure.refused from error
+                self._narrow(failure.refused, events, holder)
             raise failure from error
+        except BaseException as error:
+            self.broken = CommitFailed(f"a commit was cut short: {error!r}")
+            raise
         fail_point("commit-done")
         # 4. Nothing of this reaches a store before.
         if consumer is not None:
@@ -393,18 +407,17 @@ class Committer(Service):
             ticks, self._ticks = self._ticks, []
             self.tick(ticks)
 
-    def _narrow(self, error: CommitFailed, events: int) -> None:
-        if error.refused is None:
-            return
-        if self._limit == 1 and self._holder is not None and self._condemn is not None:
-            for topic, offset in self._holder.last:
-                self._condemn(self._holder, topic, offset, error.refused)
+    def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:
+        """Blame the event that had the commit to itself, or make the next commits smaller."""
+        if self._limit == 1 and holder is not None and self._condemn is not None:
+            for topic, offset in holder.last:
+                self._condemn(holder, topic, offset, refused)
             return
         self._limit = max(1, min(self._limit, max(events, 1)) // NARROWER)
         self.chunk_max = min(CHUNK_MAX, self._limit)
         logger.warning(
             "a record was refused (%s): its events run again in commits of %d, until it is known "
-            "whose record it is", error.refused, self._limit,
+            "whose record it is", refused, self._limit,
         )  # fmt: skip
 
     def _widen(self) -> None:

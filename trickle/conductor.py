@@ -455,8 +455,11 @@ class Conductor(Service):
 
     def condemn(self, lane: Lane, topic: str, offset: int, error: TrickleError) -> None:
         """An event is known whose record the broker refuses: it gets its agent's policy."""
-        if lane.partition is not None:
-            self._condemned[lane.agent, topic, lane.partition, offset] = error
+        assert lane.partition is not None
+        event = (lane.agent, topic, lane.partition, offset)
+        if event in self._condemned:  # what the policy sends is refused as well
+            self._fail(error)
+        self._condemned[event] = error
 
     # What the fetcher needs (fetcher.Inboxes)
 

@@ -181,7 +181,12 @@ class Producer(Service):
             if self._backlog:
                 await client.drained()
         for topic, partition, pairs in changelog:
-            await self._produce_changelog(client, topic, partition, pairs)
+            if self.refused is not None:
+                break
+            try:
+                await self._produce_changelog(client, topic, partition, pairs)
+            except RecordRefused as error:
+                self.refused = error
             await trio.lowlevel.checkpoint()
         fail_point("commit-produced")
         if self.refused is not None:
