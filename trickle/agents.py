@@ -86,6 +86,7 @@ class Agent(Generic[V, K]):
         self.__name__ = getattr(function, "__name__", name)
         self._codecs = {topic.name: topic.value_codec for topic in source.topics}
         self._keys = {topic.name: topic.key_codec for topic in source.topics}
+        _check(name, self.on_error, self.sinks)
         if self.sinks and not inspect.isasyncgenfunction(function):
             raise DefinitionError(
                 f"agent {name!r} has a sink, but its function yields nothing: "
@@ -264,6 +265,19 @@ class Agent(Generic[V, K]):
             _brief(error),
             exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
         )
+
+
+def _check(name: str, policy: object, sinks: Sequence[object]) -> None:
+    if not isinstance(policy, Stop | Skip | Retry | DeadLetter):
+        raise DefinitionError(
+            f"agent {name!r}: on_error= is {policy!r}, which is no policy: use Stop(), Skip(), "
+            "Retry(…) or DeadLetter(…)"
+        )
+    for sink in sinks:
+        if not isinstance(sink, Topic | Agent) and not callable(sink):
+            raise DefinitionError(
+                f"agent {name!r}: sink= has {sink!r}, which is no sink: give topics or functions"
+            )
 
 
 def _dead_letter_headers(agent: str, record: Record, error: Exception) -> Headers:

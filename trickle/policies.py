@@ -5,7 +5,7 @@ A failed event leaves no trace, whatever the policy: what it sent and wrote is u
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -13,6 +13,7 @@ from trickle.exceptions import DefinitionError
 from trickle.topics import Topic
 from trickle.types import Duration
 from trickle.utils.durations import seconds
+from trickle.utils.values import is_whole
 
 __all__ = ["DeadLetter", "Policy", "Retry", "Skip", "Stop"]
 
@@ -35,7 +36,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         topic: ``{app}-{agent}-dead-letters`` by default.
     """
 
-    topic: Topic[bytes | None, bytes] | Topic[object, object] | str | None = None
+    topic: Topic[Any, Any] | str | None = None
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -54,9 +55,15 @@ class Retry(msgspec.Struct, frozen=True):
     then: Stop | Skip | DeadLetter = Stop()
 
     def __post_init__(self) -> None:
-        if self.times < 0:
-            raise DefinitionError(f"Retry(times={self.times}): times must not be negative")
+        if not is_whole(self.times, at_least=0):
+            raise DefinitionError(
+                f"Retry(times={self.times!r}): times must be a whole number, 0 or more"
+            )
         seconds(self.backoff, what="Retry(backoff=…)")
+        if not isinstance(self.then, Stop | Skip | DeadLetter):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(
+                f"Retry(then={self.then!r}): then must be Stop(), Skip() or DeadLetter(…)"
+            )
 
     def pause_s(self, attempt: int) -> float:
         """Return the seconds to wait before a retry, counted from 1."""

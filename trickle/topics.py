@@ -24,6 +24,7 @@ from trickle.types import Codec, Duration, Headers, HeadersInput, Partitioner, R
 from trickle.untyped import UntypedKey, UntypedValue
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
+from trickle.utils.values import is_whole
 
 __all__ = ["Repartition", "Source", "Step", "Topic", "pack_headers", "timestamp_to_ms"]
 
@@ -194,10 +195,16 @@ class Topic(Source[V, K]):
         internal: bool = False,
     ) -> None:
         check_name(name, what="a topic's name")
-        if partitions is not None and partitions < 1:
-            raise DefinitionError(
-                f"topic {name!r}: partitions={partitions!r} is not a positive number"
-            )
+        for argument, count in (("partitions", partitions), ("replicas", replicas)):
+            if count is not None and not is_whole(count, at_least=1):
+                raise DefinitionError(
+                    f"topic {name!r}: {argument}={count!r} is not a whole number, 1 or more"
+                )
+        for setting, to in (config or {}).items():
+            if not isinstance(setting, str) or not isinstance(to, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise DefinitionError(
+                    f"topic {name!r}: config has {setting!r}: {to!r}, but it maps str to str"
+                )
         self.name = name
         self.app_id = app_id
         self.key_type: object = bytes if key is None else key
@@ -211,6 +218,8 @@ class Topic(Source[V, K]):
         )
         self.partitions = partitions
         self.replicas = replicas
+        if retention is not None:
+            seconds(retention, what=f"topic {name!r}: retention", minimum=-1)
         self.retention = retention
         self.compacting = compacting
         self.deleting = deleting

@@ -162,3 +162,59 @@ async def test_an_event_shows_what_a_person_looks_for(mock_clock: MockClock) -> 
         await t.send(source, 7, key="k", timestamp=1.5, headers={"h": b"x"})
         (event,) = t.sent(source)
         assert repr(event) == "<Event source [0] at offset 0: key='k', value=7>"
+
+
+def _agent(**given: Any) -> None:
+    app = trickle.App("app")
+
+    @app.agent(app.topic("source", value=int), name="work", **given)
+    async def work(stream: trickle.Stream[int]) -> Any:  # pyright: ignore[reportUnusedFunction]
+        async for value in stream:
+            yield value
+
+
+def _topic(**given: Any) -> None:
+    trickle.App("app").topic("source", **given)
+
+
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    (
+        _agent,
+        {"on_error": trickle.Skip},
+        (
+            "agent 'work': on_error= is <class 'trickle.policies.Skip'>, which is no policy: use "
+            "Stop(), Skip(), Retry(…) or DeadLetter(…)"
+        ),
+    ),
+    (
+        _agent,
+        {"sink": 3},
+        "agent 'work': sink= has 3, which is no sink: give topics or functions",
+    ),
+    (trickle.Retry, {"times": 1.5}, "Retry(times=1.5): times must be a whole number, 0 or more"),
+    (trickle.Retry, {"times": -1}, "Retry(times=-1): times must be a whole number, 0 or more"),
+    (
+        trickle.Retry,
+        {"then": trickle.Retry()},
+        (
+            "Retry(then=Retry(times=3, backoff=1.0, then=Stop())): then must be Stop(), Skip() or "
+            "DeadLetter(…)"
+        ),
+    ),
+    (
+        _topic,
+        {"partitions": "3"},
+        "topic 'source': partitions='3' is not a whole number, 1 or more",
+    ),
+    (_topic, {"replicas": 0}, "topic 'source': replicas=0 is not a whole number, 1 or more"),
+    (_topic, {"config": {"a": 1}}, "topic 'source': config has 'a': 1, but it maps str to str"),
+]
+
+
+@pytest.mark.parametrize(("define", "given", "message"), WRONG)
+def test_a_wrong_definition_is_refused_where_it_stands(
+    define: Any, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(trickle.DefinitionError) as caught:
+        define(**given)
+    assert str(caught.value) == message

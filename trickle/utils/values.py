@@ -15,7 +15,17 @@ from typing import Any, cast
 
 import msgspec
 
-__all__ = ["Kind", "boolean", "choice", "duration", "integer", "mapping", "path", "text"]
+__all__ = [
+    "Kind",
+    "boolean",
+    "choice",
+    "duration",
+    "integer",
+    "is_whole",
+    "mapping",
+    "path",
+    "text",
+]
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
@@ -33,6 +43,11 @@ class Kind(msgspec.Struct, frozen=True):
     expected: str
     of_value: Callable[[object], Any]
     of_text: Callable[[str], Any]
+
+
+def is_whole(value: object, *, at_least: int) -> bool:
+    """Tell whether a value is a whole number that is no smaller than a bound."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def boolean() -> Kind:
