@@ -130,6 +130,17 @@ async def test_a_log_whose_making_was_cut_short_is_made_again(
     assert await contents(url) == values
 
 
+async def test_a_small_file_of_somebody_elses_is_left_alone(url: str, directory: Path) -> None:
+    """Only what begins as a log does can be one whose making was cut short."""
+    directory.mkdir()
+    theirs = directory / "data.mdb"
+    theirs.write_bytes(b"notes")
+    wrong = damaged(directory, "data.mdb does not begin as an LMDB file of this machine does")
+    with pytest.raises(TransportError, match=wrong):
+        await contents(url)
+    assert theirs.read_bytes() == b"notes"
+
+
 async def test_a_missing_file_is_not_taken_for_new(url: str, directory: Path) -> None:
     """FORMAT says that there was one."""
     await filled(url, 1)

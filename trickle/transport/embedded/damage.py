@@ -39,6 +39,7 @@ _PAGE_HEADER = 16
 # mapsize u64, two databases of 48 bytes (the first starts with the page size, u32), last page u64,
 # transaction id u64: mdb.c's MDB_page and MDB_meta of LMDB 0.9, 64 bit.
 _META = struct.Struct("=II8xQ" + "I44x48x" + "QQ")
+_BEGINNING = struct.pack("=QHHII", 0, 0, 0x08, 0, _MAGIC)  # page 0, flagged as a meta page
 
 
 class _Meta(NamedTuple):
@@ -73,6 +74,12 @@ def stored_map_size(directory: Path) -> int:
         return max(first.map_size, _read_meta(file, 1, first.page_size).map_size)
     finally:
         os.close(file)
+
+
+def _is_beginning(file: int) -> bool:
+    """Tell whether a file begins as LMDB's do, as far as it goes."""
+    data = os.pread(file, len(_BEGINNING), 0)
+    return _BEGINNING.startswith(data)
 
 
 def _problems(path: Path) -> list[str]:
@@ -122,11 +129,11 @@ def check_file(directory: Path, *, expected: bool) -> None:
         if expected:
             raise explain(directory, "data.mdb is empty") from None
         return
-    if not expected and size < 2 * os.sysconf("SC_PAGE_SIZE"):
-        path.unlink()  # the making of a log was cut short, before there was anything in it
-        return
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        if not expected and size < 2 * os.sysconf("SC_PAGE_SIZE") and _is_beginning(file):
+            path.unlink()  # the making of a log was cut short, before there was anything in it
+            return
         _check_open_file(directory, path, file, size)
     finally:
         os.close(file)
