@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.faults.cluster import Cluster
 from tests.faults.drive import Drive, Options
 from tests.faults.judge import Finding
-from tests.faults.plan import FAULTS, make_plan
+from tests.faults.plan import FAIL_POINTS, FAULTS, make_plan
 from tests.faults.verdict import Verdict, count_by_check
 from tests.faults.workload import make_items
 
@@ -43,6 +43,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shared", action="store_true", help="one data directory for all")
     parser.add_argument(
         "--faults", default=",".join(FAULTS), help=f"of {', '.join(FAULTS)}; none: ''"
+    )
+    parser.add_argument(
+        "--points", default=",".join(FAIL_POINTS), help=f"fail points, of {', '.join(FAIL_POINTS)}"
     )
     parser.add_argument("--tree", default="", help="a checkout whose trickle the workers run")
     parser.add_argument("--keep", action="store_true", help="keep logs and data of a clean run")
@@ -70,7 +73,12 @@ def main(argv: list[str] | None = None) -> int:
         tree=given.tree,
     )
     plan = make_plan(
-        seed, given.seconds, every=given.every, session_timeout=given.session_timeout, faults=faults
+        seed,
+        given.seconds,
+        every=given.every,
+        session_timeout=given.session_timeout,
+        faults=faults,
+        points=given.points.split(","),
     )
     items = list(make_items(seed, given.keys, int(given.seconds * given.rate)))
     _write(f"seed {seed}: {len(plan)} faults, {len(items):,} records; {given.guarantee}, "

@@ -77,8 +77,8 @@ async def echo(stream: trickle.Stream[Item, str]) -> None:
         if item.number % 101 == 0 and (key, item.number) not in _failed_once:
             _failed_once.add((key, item.number))
             raise FlakyError
-        if item.number % 997 == 0:
-            await trio.sleep(0.2)
+        if item.number % 41 == 0:
+            await trio.sleep(0.05)
         running.send_nowait(Counted(key=key, number=item.number, count=counts[key]), key=key)
         right.send_nowait(item, key=key, partition=(event.partition + 1) % _PARTITIONS)
 
@@ -87,8 +87,8 @@ async def echo(stream: trickle.Stream[Item, str]) -> None:
 async def second(stream: trickle.Stream[Item, str]) -> None:
     """Echo each event as well, behind or ahead of the other agent."""
     async for event in stream.events():
-        if event.offset % 400 == 0:
-            await trio.sleep(0.3)
+        if event.offset % 40 == 0:
+            await trio.sleep(0.2)
         third.send_nowait(event.value, key=event.key)
 
 

@@ -18,13 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from confluent_kafka import KafkaException
 
 from tests.faults.cluster import Cluster
 from tests.faults.judge import Finding
 from tests.faults.plan import Fault
+from tests.faults.proxy import EndTxnFate
 from tests.faults.stores import copy_tables
 from tests.faults.topics import read_partition
 from tests.faults.workers import Slot
@@ -331,7 +332,7 @@ class Drive:
             case "blackhole":
                 proxy.hold()
             case "endtxn":
-                proxy.drop_end_txn("cut" if fault.detail == "cut" else "swallow")
+                proxy.drop_end_txn(cast("EndTxnFate", fault.detail))
             case _:
                 broker = self._cluster.broker
                 if not broker.pid:

@@ -54,7 +54,7 @@ wipe          SIGKILL, and its data directory removed: all, or some partitions, 
 cut           all connections to the broker are reset
 delay         all that passes the proxy is late
 blackhole     nothing passes the proxy, and no connection is closed
-endtxn        the answers to EndTxn are dropped: the connection stays, or is cut
+endtxn        answers to EndTxn are dropped, or their connection is cut, or EndTxn itself is late
 broker        the broker is killed, or stopped, and started again
 ============  ==================================================================================
 """
@@ -85,6 +85,7 @@ def make_plan(
     every: float,
     session_timeout: float,
     faults: Collection[str] = FAULTS,
+    points: Collection[str] = FAIL_POINTS,
 ) -> list[Fault]:
     """Return the faults of a seed, in order of time.
 
@@ -94,32 +95,49 @@ def make_plan(
         every: seconds between two faults, on average.
         session_timeout: the workers' own, which some faults must outlast.
         faults: those to draw from.
+        points: the fail points to draw from.
 
     Raises:
-        ValueError: a fault that does not exist.
+        ValueError: a fault or a fail point that does not exist.
     """
-    unknown = sorted(set(faults) - FAULTS.keys())
+    unknown = sorted((set(faults) - FAULTS.keys()) | (set(points) - FAIL_POINTS.keys()))
     if unknown:
-        raise ValueError(f"there are no faults {unknown}: choose of {', '.join(FAULTS)}")
+        known = ", ".join([*FAULTS, *FAIL_POINTS])
+        raise ValueError(f"there are no faults or fail points {unknown}: choose of {known}")
     dice = random.Random(f"plan {seed}")
-    return list(_draw(dice, seconds, every, session_timeout, [f for f in FAULTS if f in faults]))
+    kinds = [kind for kind in FAULTS if kind in faults]
+    rounds = _rounds(dice, [point for point in FAIL_POINTS if point in points])
+    return list(_draw(dice, seconds, every, session_timeout, kinds, rounds))
+
+
+def _rounds(dice: random.Random, points: list[str]) -> Iterator[str]:
+    """Yield fail points, each once before any comes again."""
+    while points:
+        yield from dice.sample(points, len(points))
 
 
 def _draw(
-    dice: random.Random, seconds: float, every: float, session: float, kinds: list[str]
+    dice: random.Random,
+    seconds: float,
+    every: float,
+    session: float,
+    kinds: list[str],
+    points: Iterator[str],
 ) -> Iterator[Fault]:
     at = every * dice.uniform(0.5, 1.5)
     while kinds and at < seconds:
         kind = dice.choices(kinds, [FAULTS[kind] for kind in kinds])[0]
-        lasts, detail = _particulars(dice, kind, session)
+        lasts, detail = _particulars(dice, kind, session, points)
         yield Fault(round(at, 2), kind, dice.randrange(1000), round(lasts, 2), detail)
         at += every * dice.uniform(0.5, 1.5)
 
 
-def _particulars(dice: random.Random, kind: str, session: float) -> tuple[float, str]:
+def _particulars(
+    dice: random.Random, kind: str, session: float, points: Iterator[str]
+) -> tuple[float, str]:
     match kind:
         case "failpoint":
-            name = dice.choice(list(FAIL_POINTS))
+            name = next(points)
             return dice.uniform(0, 2), f"{name}:{dice.randint(1, FAIL_POINTS[name])}"
         case "stop":
             return dice.choice([session + 2, 2 * session + 2]), ""
@@ -132,7 +150,7 @@ def _particulars(dice: random.Random, kind: str, session: float) -> tuple[float,
         case "blackhole":
             return dice.uniform(1, 9), ""
         case "endtxn":
-            return dice.uniform(2, 8), dice.choice(["swallow", "cut"])
+            return dice.uniform(2, 8), dice.choice(["swallow", "cut", "late"])
         case "broker":
             return dice.uniform(0, 3), dice.choice(["kill", "stop"])
         case _:

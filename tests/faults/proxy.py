@@ -1,8 +1,9 @@
-"""A TCP proxy before the broker that can cut, delay, hold back, and drop answers to EndTxn.
+"""A TCP proxy before the broker: cuts, delays, holds back; drops or detains what ends transactions.
 
 It knows one thing of Kafka's protocol: each request is its length in four bytes, then the number
 of its kind in two, a version in two, and a correlation id in four; each answer is its length and
-that id. So it can tell which answer belongs to an EndTxn.
+that id. So it can tell which answer belongs to an EndTxn. One that is detained goes to the broker
+seconds later, by a connection of the proxy's own: its producer has long given it up by then.
 
 Each connection has a thread a direction; faults are looked at for each piece that passes.
 """
@@ -16,11 +17,14 @@ import threading
 import time
 from typing import Literal
 
-__all__ = ["Proxy"]
+__all__ = ["EndTxnFate", "Proxy"]
 
 _END_TXN = 26
 _HEAD = struct.Struct(">ihhi")
 _PIECE = 1 << 16
+_DETAINED = 11.0  # seconds: more than the app under test waits for a commit
+
+EndTxnFate = Literal["", "swallow", "cut", "late"]
 
 
 class Proxy:
@@ -30,12 +34,11 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self.target = 0
-        self.dropped = 0
         self._delay = 0.0
         self._closed = False
         self._open = threading.Event()
         self._open.set()
-        self._end_txn: Literal["", "swallow", "cut"] = ""
+        self._end_txn: EndTxnFate = ""
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -70,8 +73,8 @@ class Proxy:
         """Let nothing pass, without closing anything."""
         self._open.clear()
 
-    def drop_end_txn(self, how: Literal["swallow", "cut"]) -> None:
-        """Drop the answers to EndTxn: by silence, or by cutting their connection."""
+    def drop_end_txn(self, how: EndTxnFate) -> None:
+        """Drop the answers to EndTxn, or cut their connection, or detain the request itself."""
         self._end_txn = how
 
     def _accept(self) -> None:
@@ -100,11 +103,24 @@ class Proxy:
         self._open.wait()
         return not self._closed
 
-    def fate_of_end_txn(self) -> Literal["", "swallow", "cut"]:
-        """Tell what becomes of an answer to EndTxn now."""
-        if self._end_txn:
-            self.dropped += 1
+    @property
+    def fate_of_end_txn(self) -> EndTxnFate:
+        """What becomes of an EndTxn now."""
         return self._end_txn
+
+    def detain(self, request: bytes) -> None:
+        """Send a request some seconds later; nobody waits for its answer any more."""
+        timer = threading.Timer(_DETAINED, self._send_late, (request,))
+        timer.daemon = True
+        timer.start()
+
+    def _send_late(self, request: bytes) -> None:
+        with (
+            contextlib.suppress(OSError, EOFError),
+            socket.create_connection(("127.0.0.1", self.target), timeout=5) as broker,
+        ):
+            broker.sendall(request)
+            _frame(broker)
 
     def forget(self, connection: _Connection) -> None:
         """The connection has ended."""
@@ -147,6 +163,9 @@ class _Connection:
         while True:
             frame = _frame(self._client)
             _, kind, _, correlation = _HEAD.unpack_from(frame)
+            if kind == _END_TXN and self._proxy.fate_of_end_txn == "late":
+                self._proxy.detain(frame)
+                continue
             if kind == _END_TXN:
                 self._ending.add(correlation)
             if not self._proxy.pass_on():
@@ -159,7 +178,7 @@ class _Connection:
             (correlation,) = struct.unpack_from(">i", frame, 4)
             if correlation in self._ending:
                 self._ending.discard(correlation)
-                fate = self._proxy.fate_of_end_txn()
+                fate = self._proxy.fate_of_end_txn
                 if fate == "swallow":
                     continue
                 if fate == "cut":

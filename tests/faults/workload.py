@@ -30,7 +30,7 @@ class Item(NamedTuple):
     @property
     def group(self) -> str:
         """What the app groups it by: neither key nor partition decide it."""
-        return f"g{(self.number * 31 + read_key(self.key).index) % GROUPS}"
+        return f"g{(self.number * 31 + read_key(self.key).place) % GROUPS}"
 
     def encoded(self) -> bytes:
         """Return its value on the wire."""
@@ -42,19 +42,19 @@ class Item(NamedTuple):
 class KeyOracle(NamedTuple):
     """What a key says of itself."""
 
-    index: int
+    place: int
     first: int
     last: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many records it gets."""
         return self.last - self.first + 1
 
     @property
     def total(self) -> int:
         """The sum of its numbers."""
-        return (self.first + self.last) * self.count // 2
+        return (self.first + self.last) * self.size // 2
 
 
 def read_key(key: str) -> KeyOracle:
