@@ -8,10 +8,10 @@ whole topology is known before anything runs.
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, Literal, cast, get_type_hints, overload
+from typing import Any, Generic, Literal, cast, overload
 
 import msgspec
 from typing_extensions import TypeForm, TypeVar
@@ -21,7 +21,7 @@ from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, Usag
 from trickle.serializers import BoundCodec, codec_for
 from trickle.transport.contract import TopicSpec
 from trickle.types import Codec, Duration, Headers, HeadersInput, Partitioner, RecordMetadata
-from trickle.untyped import UntypedKey, UntypedValue
+from trickle.untyped import UntypedKey, UntypedValue, field_type, returned_type
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
 from trickle.utils.values import is_whole
@@ -81,7 +81,7 @@ class Source(Generic[V, K]):
 
     def map(self, function: Callable[[V], V2]) -> Source[V2, K]:
         """Pass on each event with another value."""
-        return cast("Source[V2, K]", self._with(("map", function), _returned(function)))
+        return cast("Source[V2, K]", self._with(("map", function), returned_type(function)))
 
     def flat_map(self, function: Callable[[V], Iterable[V2]]) -> Source[V2, K]:
         """Pass on any number of values for each event; they settle together."""
@@ -129,10 +129,10 @@ class Source(Generic[V, K]):
         check_name(name, what="group_by(name=…)")
         value = value_type or self._known_value_type()
         if isinstance(key, str):
-            found = key_type or _field_type(value, key, name)
+            found = key_type or field_type(value, key, name)
             function = _field_getter(key)
         else:
-            found = key_type or _returned(key)
+            found = key_type or returned_type(key)
             function = key
         kept = None if self._retyped else first.value_serializer
         target: Topic[Any, Any] = Topic(
@@ -361,7 +361,11 @@ class Topic(Source[V, K]):
         if outlet is not None:
             self._check_size(outlet.record_bytes_max(self.name), key, value, headers)
             count = outlet.partitions(self.name)
-            if partition is not None and count is not None and not 0 <= partition < count:
+            if partition is not None and not is_whole(partition, at_least=0):
+                raise UsageError(
+                    f"topic {self.name!r}: partition={partition!r} is not a whole number, 0 or more"
+                )
+            if partition is not None and count is not None and partition >= count:
                 raise UsageError(
                     f"topic {self.name!r} has the partitions 0 to {count - 1}: "
                     f"partition={partition} does not exist"
@@ -406,9 +410,15 @@ def pack_headers(headers: HeadersInput) -> Headers:
     Raises:
         EncodeError: a header's name is no text, or its value neither text nor bytes.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    given: Any = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = cast("Iterable[Any]", given if isinstance(given, Iterable) else [given])
     packed: list[tuple[str, bytes | None]] = []
-    for name, data in pairs:
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
+            raise EncodeError(
+                f"headers are a mapping, or pairs of a name and a value: got {pair!r}"
+            )
+        name, data = cast("Sequence[Any]", pair)
         wire = data.encode() if isinstance(data, str) else data
         if not isinstance(name, str) or not (wire is None or isinstance(wire, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise EncodeError(
@@ -425,7 +435,7 @@ def timestamp_to_ms(timestamp: float | datetime) -> int:
         timestamp: POSIX seconds, or an aware datetime.
 
     Raises:
-        UsageError: a naive datetime: whose clock it shows is not known.
+        UsageError: a naive datetime, whose clock it shows is not known; or no time at all.
     """
     if isinstance(timestamp, datetime):
         if timestamp.tzinfo is None:
@@ -433,7 +443,14 @@ def timestamp_to_ms(timestamp: float | datetime) -> int:
                 f"timestamp={timestamp!r} has no time zone: use an aware datetime or POSIX seconds"
             )
         timestamp = timestamp.timestamp()
-    return round(timestamp * 1000)
+    if not isinstance(timestamp, int | float) or not math.isfinite(timestamp):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"timestamp={timestamp!r} is no time: use POSIX seconds or a datetime")
+    ms = round(timestamp * 1000)
+    if not -(2**63) <= ms < 2**63:
+        raise UsageError(
+            f"timestamp={timestamp!r} is no time: its milliseconds do not fit into 64 bits"
+        )
+    return ms
 
 
 def _stage(turn: Any, effect: Effect) -> RecordMetadata:
@@ -454,22 +471,6 @@ def _outlet(topic: str) -> Outlet:
     return outlet
 
 
-def _returned(function: Callable[..., Any]) -> object:
-    """Return the type that a function says it returns, None where it does not say."""
-    if inspect.isclass(function):
-        return function
-    try:
-        return _told(get_type_hints(function).get("return"))
-    except (NameError, TypeError, AttributeError):
-        return None
-
-
-def _told(annotation: object) -> object:
-    """Return an annotation if it tells a type, else None."""
-    untold = annotation is Any or annotation is object or isinstance(annotation, TypeVar)
-    return None if untold else annotation
-
-
 def _field_getter(field: str) -> Callable[[Any], Any]:
     def get(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -477,19 +478,3 @@ def _field_getter(field: str) -> Callable[[Any], Any]:
         return getattr(value, field)
 
     return get
-
-
-def _field_type(value_type: object, field: str, name: str) -> object:
-    """Return the type of a field, None where it cannot be known."""
-    if not inspect.isclass(value_type) or value_type in (dict, object):
-        return None
-    try:
-        hints = get_type_hints(value_type)
-    except (NameError, TypeError):
-        return None
-    if hints and field not in hints:
-        raise DefinitionError(
-            f"group_by({field!r}, name={name!r}): {value_type.__name__} has no field {field!r}; "
-            f"it has {', '.join(sorted(hints))}"
-        )
-    return _told(hints.get(field))

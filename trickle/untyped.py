@@ -1,4 +1,4 @@
-"""Codecs for what travels through a repartition topic when nobody has told its type.
+"""Types of what a repartition topic holds, and codecs for it when nobody has told its type.
 
 A lambda says nothing of what it returns, yet ``group_by(lambda flight: flight.month, name=…)``
 shall do what it says. Such keys and values travel as they would if their type were known: text and
@@ -10,19 +10,60 @@ a datetime would come back as a dict or as text, which is an error that names th
 
 from __future__ import annotations
 
-from typing import Any, cast
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, get_type_hints
 
 import msgspec.json
 
-from trickle.exceptions import EncodeError
+from trickle.exceptions import DefinitionError, EncodeError
 from trickle.serializers import BoundCodec
 from trickle.types import Headers, Record
 
-__all__ = ["UntypedKey", "UntypedValue", "key_headers", "read_key"]
+__all__ = [
+    "UntypedKey",
+    "UntypedValue",
+    "field_type",
+    "key_headers",
+    "read_key",
+    "returned_type",
+]
 
 KEY_HEADER = "trickle-key"
 _JSON = (KEY_HEADER, b"json")
 _RAW = (KEY_HEADER, b"raw")
+
+
+def returned_type(function: Callable[..., Any]) -> object:
+    """Return the type that a function says it returns, None where it does not say."""
+    if inspect.isclass(function):
+        return function
+    try:
+        return _told(get_type_hints(function).get("return"))
+    except (NameError, TypeError, AttributeError):
+        return None
+
+
+def _told(annotation: object) -> object:
+    """Return an annotation if it tells a type, else None."""
+    untold = annotation is Any or annotation is object or isinstance(annotation, TypeVar)
+    return None if untold else annotation
+
+
+def field_type(value_type: object, field: str, name: str) -> object:
+    """Return the type of a field, None where it cannot be known."""
+    if not inspect.isclass(value_type) or value_type in (dict, object):
+        return None
+    try:
+        hints = get_type_hints(value_type)
+    except (NameError, TypeError):
+        return None
+    if hints and field not in hints:
+        raise DefinitionError(
+            f"group_by({field!r}, name={name!r}): {value_type.__name__} has no field {field!r}; "
+            f"it has {', '.join(sorted(hints))}"
+        )
+    return _told(hints.get(field))
 
 
 class UntypedValue:

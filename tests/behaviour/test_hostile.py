@@ -218,3 +218,31 @@ def test_a_wrong_definition_is_refused_where_it_stands(
     with pytest.raises(trickle.DefinitionError) as caught:
         define(**given)
     assert str(caught.value) == message
+
+
+WRONG_SENDS: list[tuple[dict[str, Any], str]] = [
+    ({"timestamp": float("nan")}, "timestamp=nan is no time: use POSIX seconds or a datetime"),
+    ({"timestamp": float("inf")}, "timestamp=inf is no time: use POSIX seconds or a datetime"),
+    ({"timestamp": "now"}, "timestamp='now' is no time: use POSIX seconds or a datetime"),
+    (
+        {"timestamp": 2.0**62},
+        "timestamp=4.611686018427388e+18 is no time: its milliseconds do not fit into 64 bits",
+    ),
+    ({"headers": [("a",)]}, "headers are a mapping, or pairs of a name and a value: got ('a',)"),
+    ({"headers": "xy"}, "headers are a mapping, or pairs of a name and a value: got 'x'"),
+    ({"headers": 5}, "headers are a mapping, or pairs of a name and a value: got 5"),
+    ({"partition": "x"}, "topic 'source': partition='x' is not a whole number, 0 or more"),
+    ({"partition": True}, "topic 'source': partition=True is not a whole number, 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG_SENDS)
+async def test_what_cannot_be_sent_is_refused_in_a_sentence(
+    mock_clock: MockClock, given: dict[str, Any], message: str
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    async with trickle.testing.run(app):
+        with pytest.raises(trickle.TrickleError) as caught:
+            await source.send(1, **given)
+    assert str(caught.value) == message

@@ -132,7 +132,7 @@ async def test_a_log_whose_making_was_cut_short_is_made_again(
 
 async def test_a_small_file_of_somebody_elses_is_left_alone(url: str, directory: Path) -> None:
     """Only what begins as a log does can be one whose making was cut short."""
-    directory.mkdir()
+    os.mkdir(directory)
     theirs = directory / "data.mdb"
     theirs.write_bytes(b"notes")
     wrong = damaged(directory, "data.mdb does not begin as an LMDB file of this machine does")
