@@ -99,6 +99,10 @@ class Observer(Protocol):
         """Signals are handled from now on, and the Run begins to join and recover."""
         ...
 
+    async def watch(self, run: Run) -> None:
+        """Look on while the Run joins and recovers; cancelled when it is ready, or has ended."""
+        ...
+
     def ready(self, run: Run, seconds: float) -> None:
         """The Run has joined and recovered, so many seconds after the start."""
         ...
@@ -176,6 +180,7 @@ class Worker(Service):
         self._tune = tune
         self._started_at = 0.0
         self._ready = False
+        self._starting = trio.CancelScope()
         self._signals = 0
         self._signal: str | None = None
         self._signalled_at = 0.0
@@ -189,14 +194,22 @@ class Worker(Service):
         self._children.append(run)
         with self._listening(run):
             self._observer.starting()
+            self.nursery.start_soon(self._watch, run)
             try:
                 await run.run(task_status=_Ready(lambda: self._on_ready(run), task_status))
             except Exception as error:
                 self._end(run, error)
                 raise
+            finally:
+                self._starting.cancel()
         self._end(run, None)
 
+    async def _watch(self, run: Run) -> None:
+        with self._starting:
+            await self._observer.watch(run)
+
     def _on_ready(self, run: Run) -> None:
+        self._starting.cancel()
         self._ready = True
         if self._tune:
             _tune_collector()

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from trickle.cli import errors
 from trickle.cli.output import Output, abandon_output
+from trickle.cli.progress import show_recovery
 from trickle.config import shown
 from trickle.topics import Topic
 from trickle.worker import Ending, lane_words
@@ -48,6 +49,7 @@ class Banner:
     Args:
         events: where JSON documents go that a program waits for; None for none.
         as_log: the banner is a log record, as where log lines are JSON.
+        terminal: what log lines go to, where that is a terminal.
         redact: blanks the secrets.
     """
 
@@ -59,9 +61,11 @@ class Banner:
         redact: Redactor,
         *,
         as_log: bool,
+        terminal: Console | None = None,
     ) -> None:
         self._app = app
         self._as_log = as_log
+        self._terminal = terminal
         self._settings = shown(resolved.settings, resolved.sources)
         self._events = events
         self._redact = redact
@@ -85,6 +89,15 @@ class Banner:
         elif logger.isEnabledFor(logging.INFO):
             _print(self._lines(), self._redact)
         self._tell("starting", facts)
+
+    async def watch(self, run: Run) -> None:
+        """Show on a terminal how far the recovery is; elsewhere, log lines tell."""
+        terminal = self._terminal
+        if terminal is None or not logger.isEnabledFor(logging.INFO):
+            return
+        await show_recovery(
+            terminal, lambda: run.tables.statistics().recovering if run.tables is not None else ()
+        )
 
     def ready(self, run: Run, seconds: float) -> None:
         """Tell that the Run has joined and recovered."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import trio
 import typer
+from rich.logging import RichHandler
 
 from trickle.cli.banner import Banner
 from trickle.cli.output import Output
@@ -52,12 +53,16 @@ def worker(
     state = get_state(context)
     app = state.app(app_path)
     resolved = _resolve(app, web_port=web_port, no_web=no_web)
-    setup_logging(level=log_level, format=log_format, debug=state.debug, redact=state.redact)
+    handler = setup_logging(
+        level=log_level, format=log_format, debug=state.debug, redact=state.redact
+    )
 
     from trickle.worker import LINGER_TIMEOUT_S, Worker, thread_words  # noqa: PLC0415 - the whole engine: after bad arguments
 
     events = Output(as_json=True) if as_json else None
-    banner = Banner(app, resolved, events, state.redact, as_log=log_format == "json")
+    terminal = handler.console if isinstance(handler, RichHandler) else None
+    as_log = log_format == "json"
+    banner = Banner(app, resolved, events, state.redact, as_log=as_log, terminal=terminal)
     process = Worker(app, resolved, banner)
     state.leave = lambda code: process.deadline.arm(LINGER_TIMEOUT_S, code, thread_words)
     try:
