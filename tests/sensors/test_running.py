@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import trio
 from trio.testing import MockClock
 
 import trickle
@@ -71,3 +72,29 @@ async def test_the_figures_of_a_run_are_those_of_what_was_sent(autojump_clock: M
     assert len(picture.partitions) == 4
     assert own.events == {"check": 6, "refuse": 2}
     assert own.committed_events == 8
+
+
+async def test_events_are_told_of_by_the_commit_that_holds_them(mock_clock: MockClock) -> None:
+    """Commits come between two events of one chunk; at the end no commit is left to tell of more."""
+    own = Settled()
+    app = trickle.App("shop", sensors=[own], commit_interval=0.05)
+    orders = app.topic("orders", key=str, value=int, partitions=1)
+
+    @app.agent(orders, on_error=trickle.Retry(times=1, backoff=1, then=trickle.Skip()))
+    async def slow(stream: trickle.Stream[int]) -> None:
+        async for amount in stream:
+            await trio.sleep(0.03)
+            if amount == 7:
+                raise ValueError("seven")
+
+    async with trickle.testing.run(app, seed=4) as t:
+        for amount in range(1, 41):
+            await t.send(orders, amount)
+            if not amount % 10:
+                await t.advance(0.5)
+                at = trickle.TopicPartition("orders", 0)
+                assert own.committed_events <= t.broker.group("shop").offsets[at].offset
+        await t.advance(10)
+        await t.settled()
+    assert own.events == {"slow": 40}
+    assert own.committed_events == 40

@@ -110,6 +110,7 @@ class Lane(Turn):
         "chunk",
         "codecs",
         "condemned",
+        "counted",
         "ended",
         "frontier",
         "hand",
@@ -164,6 +165,7 @@ class Lane(Turn):
         self.raw: Any = ()
         self.base = 0
         self.size = 0
+        self.counted = 0  # of the chunk's events, those that were told of as settled
         self.chunk: Iterator[Any] = _NOTHING
         self.values: Iterator[Any] = _NOTHING
         self.hand = False
@@ -347,9 +349,7 @@ class Lane(Turn):
     def close(self) -> None:
         """The lane has ended: an event in hand has not happened, nor will what waits."""
         self.undo()
-        taken = self._next_index() - self.base - self.hand
-        if taken > 0:
-            self.settlement.settled(self, taken)
+        self.count_settled()
         self.stopping = True
         self.number = next_number()
         self._taken(self.inbox_bytes)
@@ -372,15 +372,24 @@ class Lane(Turn):
         """Whether nothing that it does has any effect."""
         return isinstance(self.settlement, Nowhere)
 
+    def count_settled(self) -> None:
+        """Tell of what has settled within the chunk: a commit that begins now has it in it."""
+        if self.pinned is None:
+            settled = self._next_index() - self.base - self.hand - self.counted
+            if settled > 0:
+                self.counted += settled
+                self.settlement.settled(self, settled)
+
     def _close_chunk(self) -> None:
         """Count what the chunk held as taken; with it, perhaps, the batch ends."""
         batch = self.batch
         if batch is None:
             return
         if self.size:
-            self.settlement.settled(self, self.size)
+            if self.size > self.counted:
+                self.settlement.settled(self, self.size - self.counted)
             self.base += self.size
-            self.size = 0
+            self.size = self.counted = 0
         if self.base >= len(batch) and not self.hand:
             self.settlement.handled(self, batch.timestamp_ms(len(batch) - 1))
             self.positions[batch.topic] = batch.next_offset
@@ -444,6 +453,7 @@ class Lane(Turn):
 
     def rewind(self) -> None:
         """Take the events in hand again: after a failed attempt."""
+        self.count_settled()
         if self.pinned is None:
             batch, index = self.in_hand()
         elif not self.history:  # a group that has nothing yet
@@ -458,7 +468,7 @@ class Lane(Turn):
             self.positions = dict(self.pinned)
         self.batch = batch
         self.raw = batch.values()
-        self.base, self.size = index, 0
+        self.base, self.size, self.counted = index, 0, 0
         self.chunk = self.values = _NOTHING
         self.pinned = None
         self.history = []
