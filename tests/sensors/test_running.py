@@ -75,7 +75,7 @@ async def test_the_figures_of_a_run_are_those_of_what_was_sent(autojump_clock: M
 
 
 async def test_events_are_told_of_by_the_commit_that_holds_them(mock_clock: MockClock) -> None:
-    """Commits come between two events of one chunk; at the end no commit is left to tell of more."""
+    """Commits come between two events of one chunk; at the end none is left to tell of more."""
     own = Settled()
     app = trickle.App("shop", sensors=[own], commit_interval=0.05)
     orders = app.topic("orders", key=str, value=int, partitions=1)
