@@ -385,7 +385,7 @@ class LmdbStore(Service):
             for path in (self.directory.parent, self.directory, parent):
                 private_directory(path)
             if wait:
-                home = await lock_home(parent, partition, self._lock_timeout)
+                home: Home | None = await lock_home(parent, partition, self._lock_timeout)
             else:
                 await trio.lowlevel.checkpoint()
                 home = lock_free(parent, partition)

@@ -25,13 +25,19 @@ from typing import Any
 import msgspec
 import trio
 
-from trickle.exceptions import BrokerUnavailable, RecoveryError, StoreError, TransportError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    RecoveryError,
+    StoreError,
+    TopicError,
+    TransportError,
+)
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite, coalesced
 from trickle.tables.recovery import changelog_pairs, plan_recovery
 from trickle.tables.standby_plan import Place, plan_standbys
 from trickle.tables.table import Table
-from trickle.transport.contract import Batch, Reader, Transport, Watermarks
+from trickle.transport.contract import Batch, Reader, TopicInfo, Transport, Watermarks
 from trickle.types import TopicPartition
 
 __all__ = ["Standbys", "StandbysStatistics"]
@@ -184,6 +190,7 @@ class Standbys(Service):
         self._interval = interval
         self._kept: dict[Place, _Kept] = {}
         self._claimed: set[Place] = set()
+        self._claims = 0
         self._left_out: set[Place] = set()
         self._owned: Owned | None = None
         self._plan: dict[str, frozenset[Place]] | None = None
@@ -220,6 +227,7 @@ class Standbys(Service):
         From here on the place is the caller's, until :meth:`free`, whatever comes of the call.
         """
         self._claimed.add(place)
+        self._claims += 1
         async with self._changing:
             kept = self._kept.pop(place, None)
         if kept is None:
@@ -287,47 +295,57 @@ class Standbys(Service):
         before = set(self._kept)
         # What has become ours stays open: the manager is about to claim it.
         await self._give_up([place for place in before if place not in {*wanted, *mine}])
-        for place in sorted(set(wanted) - self._kept.keys() - self._left_out):
-            try:
-                await self._take_up(place)
-            except BrokerUnavailable:
-                raise
-            except (TransportError, StoreError, RecoveryError) as error:
-                self._leave_out(place, error)
+        await self._take_up(sorted(set(wanted) - self._kept.keys() - self._left_out))
         if self._kept.keys() != before:
             numbers = ", ".join(f"{number} of {count}" for count, number in sorted(self._kept))
             logger.info(
                 "standby for %d partitions%s", len(self._kept), f": {numbers}" if numbers else ""
             )
 
-    async def _take_up(self, place: Place) -> None:
-        """Open an environment, unless somebody holds it."""
-        count, number = place
-        tables = {table.name: table.changelog for table in self._tables[count]}
-        async with self._changing:
-            if place in self._claimed:
-                return
-            environment = await self._store.open_free(count, number, list(tables))
-            if environment is None:
-                return
-            at = {TopicPartition(topic, number): name for name, topic in tables.items()}
-            kept = _Kept(place, environment, at)
-            try:
-                await self._start(kept)
-            except BaseException:
-                await _close(kept)
-                raise
-            self._kept[place] = kept
+    async def _take_up(self, places: Sequence[Place]) -> None:
+        """Open environments, and decide from where their changelogs are read.
 
-    async def _start(self, kept: _Kept) -> None:
+        The broker is asked before the lock is taken: a claim must not wait for it. What it says
+        holds as long as nothing is claimed, for what is claimed may be written to.
+        """
+        claims = self._claims
+        places = [place for place in places if place not in self._claimed]
+        if not places:
+            return
+        wanted = [at for place in places for at in self._at(place)]
         admin = self._transport.admin
-        infos = await admin.topics([at.topic for at in kept.changelogs])
-        marks = await admin.watermarks(kept.changelogs.keys())
-        for at in kept.changelogs:
-            info = infos.get(at.topic)
-            if info is None:
-                raise RecoveryError(f"the changelog {at.topic!r} does not exist")
-            kept.start(at, info.topic_id, marks[at], markers=self._markers)
+        infos = await admin.topics(sorted({at.topic for at in wanted}))
+        marks = await admin.watermarks([at for at in wanted if at.topic in infos])
+        for place in places:
+            async with self._changing:
+                if place not in self._claimed and claims == self._claims:
+                    try:
+                        await self._open(place, infos, marks)
+                    except (StoreError, TopicError) as error:
+                        self._leave_out(place, error)
+
+    def _at(self, place: Place) -> dict[TopicPartition, str]:
+        """Return the changelogs of a place, with the names of their tables."""
+        count, number = place
+        return {TopicPartition(t.changelog, number): t.name for t in self._tables[count]}
+
+    async def _open(
+        self,
+        place: Place,
+        infos: Mapping[str, TopicInfo],
+        marks: Mapping[TopicPartition, Watermarks],
+    ) -> None:
+        """Open an environment, unless somebody holds it."""
+        changelogs = self._at(place)
+        for at in changelogs:
+            if at not in marks:
+                raise TopicError(f"the changelog {at.topic!r} does not exist")
+        environment = await self._store.open_free(*place, list(changelogs.values()))
+        if environment is None:
+            return
+        kept = self._kept[place] = _Kept(place, environment, changelogs)
+        for at in changelogs:
+            kept.start(at, infos[at.topic].topic_id, marks[at], markers=self._markers)
 
     def _leave_out(self, place: Place, error: Exception) -> None:
         self._left_out.add(place)
@@ -337,8 +355,8 @@ class Standbys(Service):
         )  # fmt: skip
 
     async def _give_up(self, places: Collection[Place]) -> None:
-        async with self._changing:
-            for place in places:
+        for place in places:
+            async with self._changing:  # one by one, for a claim may wait
                 kept = self._kept.pop(place, None)
                 if kept is not None:
                     await _close(kept)
