@@ -35,6 +35,7 @@ ROOMS: list[str] = [
     "stores",
     "streams",
     "tables",
+    "scope",
     "producer",
     "consumer",
     "fetcher",

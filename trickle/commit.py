@@ -30,19 +30,20 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
 from trickle.consumer import Consumer
 from trickle.context import Effect
 from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
+from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.streams import Lane
 from trickle.streams.pace import CHUNK_MAX
-from trickle.tables import Shard
+from trickle.tables import Changes, Shard
 from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
 
@@ -69,6 +70,23 @@ class Enrolled(Protocol):
     def lanes(self) -> Iterable[Lane]: ...
     @property
     def changelogs(self) -> Mapping[str, Shard[Any, Any]]: ...
+
+
+class _Snapshot(NamedTuple):
+    """What one commit holds."""
+
+    plan: Mapping[TopicPartition, Positions]
+    dirty: list[tuple[TopicPartition, Shard[Any, Any], Changes]]
+    events: int
+    size: int
+    after: list[Callable[[], Awaitable[object] | object]]
+    ticks: list[Effect]
+    holder: Lane | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has to be committed."""
+        return not (self.plan or self.dirty or self.after or self.ticks or self.size)
 
 
 class Committer(Service):
@@ -298,89 +316,104 @@ class Committer(Service):
 
     async def _commit(self, releasing: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
-        # 1. Snapshot
-        consumer = self._consumer
-        settled = self._settled_positions()
-        plan = consumer.plan(settled, releasing) if consumer is not None else {}
-        offsets = {partition: positions.write() for partition, positions in plan.items()}
-        dirty = [
-            (TopicPartition(changelog, scope.number), shard, changes)
-            for scope in self._scopes
-            for changelog, shard in scope.changelogs.items()
-            if (changes := shard.snapshot()) is not None
-        ]
-        events, self._events = self._events, 0
-        size, self._bytes = self._bytes, 0
-        after, self._after = self._after, []
-        ticks, self._ticks = self._ticks, []
-        holder = self._holder
-        self.crowded = self._limit == 1
-        self._urgent = False
-        self._since = started if self._busy else math.inf
-        if not (offsets or dirty or after or ticks or size):
+        taken = self._snapshot(releasing)
+        if taken.empty:
             self._last = started
-            self._opened()
+            self._pass_on()
             return
         self._producer.hold()
         self._sensor.commit_started()
         fail_point("commit-snapshot")
         try:
-            # 2. and 3.
-            changelog = (
-                (partition.topic, partition.partition, chunk)
-                for partition, _, changes in dirty
-                for chunk in _chunks(changes.encoded())
-            )
-            if self._transactional:
-                member = consumer.member if consumer is not None and offsets else None
-                ends = await self._producer.commit(changelog, offsets, member)
-            else:
-                ends = await self._producer.commit(changelog, {}, None)
-                if consumer is not None and offsets:
-                    await consumer.client.commit(offsets)
+            ends = await self._make_durable(taken)
         except (CommitFailed, BrokerUnavailable) as error:
-            failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
-            self._ticks = ticks + self._ticks
-            self.broken = failure
-            self._sensor.commit_failed(trio.current_time() - started, failure)
-            if failure.refused is not None:
-                if ticks and not (offsets or dirty):  # nobody's but a tick's: that fails the Run
-                    raise failure.refused from error
-                self._narrow(failure.refused, events, holder)
-            raise failure from error
+            raise self._failed(taken, started, error) from error
         except BaseException as error:
             self.broken = CommitFailed(f"a commit was cut short: {error!r}")
             raise
         fail_point("commit-done")
         # 4. Nothing of this reaches a store before.
-        if consumer is not None:
-            consumer.committed(plan)
-        for partition, shard, changes in dirty:
+        if self._consumer is not None:
+            self._consumer.committed(taken.plan)
+        for partition, shard, changes in taken.dirty:
             self._sensor.table_changed(shard.table, len(changes))
             shard.committed(ends[partition])
         self._producer.release()
         self._last = trio.current_time()
         self.count += 1
         self._widen()
-        self._opened()
-        self._sensor.committed(self._last - started, events, len(offsets))
-        for call in after:
+        self._pass_on()
+        self._sensor.committed(self._last - started, taken.events, len(taken.plan))
+        for call in taken.after:
             result = call()
             if inspect.isawaitable(result):
                 await result
+
+    def _snapshot(self, releasing: frozenset[TopicPartition]) -> _Snapshot:
+        """Step 1: take what has settled; it has no await, so each event is in it or not."""
+        settled = self._settled_positions()
+        consumer = self._consumer
+        taken = _Snapshot(
+            plan=consumer.plan(settled, releasing) if consumer is not None else {},
+            dirty=[
+                (TopicPartition(changelog, scope.number), shard, changes)
+                for scope in self._scopes
+                for changelog, shard in scope.changelogs.items()
+                if (changes := shard.snapshot()) is not None
+            ],
+            events=self._events,
+            size=self._bytes,
+            after=self._after,
+            ticks=self._ticks,
+            holder=self._holder,
+        )
+        self._events = self._bytes = 0
+        self._after, self._ticks = [], []
+        self.crowded = self._limit == 1
+        self._urgent = False
+        self._since = trio.current_time() if self._busy else math.inf
+        return taken
+
+    async def _make_durable(self, taken: _Snapshot) -> Mapping[TopicPartition, int]:
+        """Steps 2 and 3: changelog, offsets, transaction; return where the changelogs end."""
+        consumer = self._consumer
+        offsets = {partition: positions.write() for partition, positions in taken.plan.items()}
+        changelog = (
+            (partition.topic, partition.partition, chunk)
+            for partition, _, changes in taken.dirty
+            for chunk in _chunks(changes.encoded())
+        )
+        if self._transactional:
+            member = consumer.member if consumer is not None and offsets else None
+            return await self._producer.commit(changelog, offsets, member)
+        ends = await self._producer.commit(changelog, {}, None)
+        if consumer is not None and offsets:
+            await consumer.client.commit(offsets)
+        return ends
+
+    def _failed(
+        self, taken: _Snapshot, started: float, error: CommitFailed | BrokerUnavailable
+    ) -> TrickleError:
+        """Keep what must not be lost with the commit, and return what is to be raised."""
+        failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
+        self._ticks = taken.ticks + self._ticks
+        self.broken = failure
+        self._sensor.commit_failed(trio.current_time() - started, failure)
+        if failure.refused is not None:
+            if taken.ticks and not (taken.plan or taken.dirty):
+                return failure.refused  # nobody's but a tick's: that fails the Run
+            self._narrow(failure.refused, taken.events, taken.holder)
+        return failure
 
     def _settled_positions(self) -> dict[TopicPartition, dict[str, int]]:
         settled: dict[TopicPartition, dict[str, int]] = {}
         for scope in self._scopes:
             for lane in scope.lanes:
+                lane.count_settled()
                 for topic, position in lane.settled_positions().items():
                     at = TopicPartition(topic, scope.number)
                     settled.setdefault(at, {})[lane.agent] = position
         return settled
-
-    def _opened(self) -> None:
-        """The next commit has room."""
-        self._pass_on()
 
     # Failures
 
@@ -402,7 +435,7 @@ class Committer(Service):
         self.broken = None
         self.crowded = self._limit == 1
         self._urgent, self._since = False, math.inf
-        self._opened()
+        self._pass_on()
         if self._ticks:
             ticks, self._ticks = self._ticks, []
             self.tick(ticks)

@@ -39,39 +39,19 @@ from trickle.exceptions import (
 )
 from trickle.positions import Positions
 from trickle.producer import Producer
+from trickle.scope import Scope
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.streams import Lane, Pace
-from trickle.tables import Shard, Table, TableManager
+from trickle.tables import Table, TableManager
 from trickle.transport.contract import Batch
 from trickle.types import TopicPartition
 
-__all__ = ["Conductor", "Scope"]
+__all__ = ["Conductor"]
 
 logger = logging.getLogger("trickle.conductor")
 
 T = TypeVar("T")
-
-
-class Scope:
-    """One assigned partition number of the topics of one partition count.
-
-    Attributes:
-        count: the topics' partition count.
-        number: the partition number.
-        partitions: what is assigned of it.
-        lanes: one for each agent that reads it, once it is open.
-        shards: one for each table of this count.
-        changelogs: the same, by the changelog topic's name.
-    """
-
-    def __init__(self, count: int, number: int, partitions: frozenset[TopicPartition]) -> None:
-        self.count = count
-        self.number = number
-        self.partitions = partitions
-        self.lanes: list[Lane] = []
-        self.shards: dict[Table[Any, Any], Shard[Any, Any]] = {}
-        self.changelogs: dict[str, Shard[Any, Any]] = {}
 
 
 class Conductor(Service):

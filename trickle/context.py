@@ -106,7 +106,7 @@ class Turn:
     def __init__(self, agent: str, partition: int | None, shards: dict[Any, Any]) -> None:
         self.agent = agent
         self.partition = partition
-        self.shards = shards
+        self.shards: dict[Any, Any] = shards
         self.number = next_number()
         self.touched = False
         self.effects: list[Effect] = []
