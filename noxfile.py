@@ -53,7 +53,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests but those that need the real Kafka."""
     _install(session, "test")
-    session.run("pytest", "-m", "not kafka", *session.posargs)
+    session.run("pytest", "-m", "not kafka and not soak", *session.posargs)
 
 
 @nox.session
@@ -61,6 +61,13 @@ def kafka(session: nox.Session) -> None:
     """The tests against a real Apache Kafka, which they start; never skipped."""
     _install(session, "test")
     session.run("pytest", "-m", "kafka", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Minutes of faults on a real Kafka, judged from topics and stores alone."""
+    _install(session, "test")
+    session.run("pytest", "-m", "soak", *session.posargs)
 
 
 @nox.session

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.__main__ import main
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(420)]
 
 SMALL = ["--workers", "2", "--partitions", "4", "--keys", "500", "--rate", "300"]
 

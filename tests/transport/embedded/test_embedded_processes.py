@@ -124,9 +124,10 @@ async def test_a_log_that_nobody_closed_is_sound(url: str) -> None:
             marks = (await transport.admin.watermarks([place]))[place]
             assert marks.high % 5 == 0
             assert marks.high >= before + told * 5
-            # Retention goes on meanwhile, at the other end.
+            # Retention goes on meanwhile, at the other end, also between two reads.
             offsets = [record.offset for record in (await read_all(transport, place))[place]]
-            assert offsets == list(range(marks.high - len(offsets), marks.high))
+            assert offsets == sorted(set(offsets))
+            assert offsets[-1:] in ([], [marks.high - 1])
             before = marks.high
 
 
