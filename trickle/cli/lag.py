@@ -1,10 +1,18 @@
-"""``trickle lag``: how far each agent is behind, for each partition that it reads."""
+"""``trickle lag``: how far each agent is behind, for each partition that it reads.
+
+The offsets between a position and the end are not all records: on Kafka each transaction leaves a
+marker behind it, so a partition that is read to its end would seem one behind for ever. Where few
+offsets are left, the records among them are counted; where many are, a marker more or less is no
+matter.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import trio
 import typer
 
 from trickle.app import App
@@ -16,6 +24,9 @@ from trickle.transport.contract import Transport
 from trickle.types import TopicPartition
 
 __all__ = ["lag"]
+
+_COUNTED_MAX = 1_000  # offsets of one partition
+_COUNT_TIMEOUT_S = 3.0
 
 
 def lag(context: typer.Context, as_json: JsonOption = False, debug: DebugOption = False) -> None:
@@ -54,7 +65,9 @@ async def _rows(app: App, transport: Transport) -> list[dict[str, Any]]:
     ]
     marks = await transport.admin.watermarks(partitions)
     committed = await transport.admin.committed(app.id, partitions, stable=False)
+    high = {at: mark.high for at, mark in marks.items()}
     rows: list[dict[str, Any]] = []
+    starts: list[tuple[dict[str, Any], TopicPartition, int]] = []
     for agent in app.agents.values():
         topics = {topic.name for topic in agent.topics}
         for at in partitions:
@@ -64,14 +77,42 @@ async def _rows(app: App, transport: Transport) -> list[dict[str, Any]]:
             position = read_positions(found).of(agent.name) if found is not None else None
             mark = marks[at]
             start = mark.low if position is None else max(position, mark.low)
-            rows.append(
-                {
-                    "agent": agent.name,
-                    "topic": at.topic,
-                    "partition": at.partition,
-                    "position": position,
-                    "end": mark.high,
-                    "lag": max(0, mark.high - start),
-                }
-            )
+            behind = max(0, mark.high - start)
+            row: dict[str, Any] = {
+                "agent": agent.name,
+                "topic": at.topic,
+                "partition": at.partition,
+                "position": position,
+                "end": mark.high,
+                "lag": behind,
+            }
+            rows.append(row)
+            if 0 < behind <= _COUNTED_MAX:
+                starts.append((row, at, start))
+    if starts:
+        lowest = {at: min(s for _, other, s in starts if other == at) for _, at, _ in starts}
+        gaps = await _no_records(transport, lowest, high)
+        for row, at, start in starts:
+            row["lag"] -= sum(offset >= start for offset in gaps[at])
     return rows
+
+
+async def _no_records(
+    transport: Transport, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, set[int]]:
+    """Return the offsets from starts to ends that hold no committed record.
+
+    What is not stable in time, behind an open transaction, counts as records.
+    """
+    records: dict[TopicPartition, set[int]] = {at: set() for at in starts}
+    async with transport.reader(starts) as reader:
+        with trio.move_on_after(_COUNT_TIMEOUT_S):
+            while any(position < ends[at] for at, position in reader.positions().items()):
+                for batch in await reader.fetch():
+                    found = records[TopicPartition(batch.topic, batch.partition)]
+                    found.update(map(batch.offset, range(len(batch))))
+        reached = reader.positions()
+    return {
+        at: set(range(start, min(reached[at], ends[at]))) - records[at]
+        for at, start in starts.items()
+    }
