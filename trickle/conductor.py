@@ -17,8 +17,8 @@ still being opened cancels the opening first.
 
 from __future__ import annotations
 
-import itertools
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -108,6 +108,7 @@ class Conductor(Service):
         self._opening = trio.CancelScope()
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._epoch = 0
+        self._assigned_at, self._fences = -math.inf, 0  # fences since then
         self._moved = trio.Event()
         self._stale = False
         self._scopes: dict[tuple[int, int], Scope] = {}
@@ -139,6 +140,7 @@ class Conductor(Service):
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """These are ours now: open them, without keeping the driver waiting."""
         self._assigned = partitions
+        self._assigned_at, self._fences = trio.current_time(), 0
         self._epoch += 1
         if not self._closed:
             self.nursery.start_soon(self._open, partitions, self._epoch)
@@ -198,15 +200,13 @@ class Conductor(Service):
         Those who were given what we had fence it while we do, each of them once, so that losing
         to them a few times is no sign of a twin.
         """
-        for attempt in itertools.count(1):
+        for left in reversed(range(RENEWALS_MAX)):
             try:
-                await self._patiently(self._producer.renew)
+                return await self._patiently(self._producer.renew)
             except ProducerFenced:
-                if attempt == RENEWALS_MAX:
+                if not left:
                     raise
                 await trio.sleep(BROKER_PAUSE_S)
-            else:
-                return
 
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
@@ -410,6 +410,12 @@ class Conductor(Service):
     async def _lost_membership(self) -> bool:
         """Tell whether this worker was fenced because it had lost its place in the group."""
         if self._stale:
+            return True
+        # Others were given partitions when we were, and some may still bear the name of a process
+        # that had our id before us, and was killed: its fencing hits us.
+        lately = trio.current_time() - self._assigned_at < self._session_timeout
+        if lately and self._fences < RENEWALS_MAX:
+            self._fences += 1
             return True
         with trio.move_on_after(self._session_timeout):
             await self._moved.wait()

@@ -74,10 +74,13 @@ def read_environment(path: Path, partition: int) -> list[Dump]:
     Raises:
         DumpError: a checksum is wrong, or what is there cannot be decoded.
     """
-    if (path / _DATA).stat().st_size == 0:
+    size = (path / _DATA).stat().st_size
+    if size == 0:
         return []
     env: Any = lmdb.open(str(path), readonly=True, lock=False, max_dbs=512, create=False)
     try:
+        if size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+            return []  # cut by a fault, and not looked at since: reading it would end this process
         with env.begin() as txn:
             names = [bytes(key) for key, _ in txn.cursor()]
         if b"meta" not in names:
