@@ -195,24 +195,24 @@ class Conductor(Service):
                 await trio.sleep(BROKER_PAUSE_S)
 
     async def _renew_producer(self) -> None:
-        """Take the transactional id back.
+        """Take the transactional id back from whoever took over, and fenced it.
 
-        Those who were given what we had fence it while we do, each of them once, so that losing
-        to them a few times is no sign of a twin.
+        They fence it while we do, each of them once: to lose to them is no sign of a twin.
         """
-        for left in reversed(range(RENEWALS_MAX)):
+        fenced = 0
+        while self._stale:
             try:
-                return await self._patiently(self._producer.renew)
+                await self._patiently(self._producer.renew)
+                self._stale = False
             except ProducerFenced:
-                if not left:
+                fenced += 1
+                if fenced == RENEWALS_MAX:
                     raise
                 await trio.sleep(BROKER_PAUSE_S)
 
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
-        if self._stale:  # whoever took over has fenced our transactional id
-            await self._renew_producer()
-            self._stale = False
+        await self._renew_producer()
         await self._patiently(self._producer.ensure_ready)
         positions = await self._patiently(lambda: self._consumer.recall(partitions))
         scopes = self._group(partitions)
