@@ -38,6 +38,7 @@ ROOMS: list[str] = [
     "scope",
     "producer",
     "consumer",
+    "inboxes",
     "fetcher",
     "commit",
     "ticks",

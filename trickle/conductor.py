@@ -1,4 +1,4 @@
-"""Conductor: turns the assignment into lanes, and passes each batch on to the lanes that want it.
+"""Conductor: turns the assignment into lanes, whose inboxes get each batch that they want.
 
 The unit is a *scope*: one partition number of all topics with one partition count. With range
 assignment, topics of equal count are assigned alike, so a scope's topics come and go together, its
@@ -37,6 +37,7 @@ from trickle.exceptions import (
     ProducerFenced,
     TrickleError,
 )
+from trickle.inboxes import Inboxes
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.scope import Scope
@@ -44,7 +45,6 @@ from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.streams import Lane, Pace
 from trickle.tables import Table, TableManager
-from trickle.transport.contract import Batch
 from trickle.types import TopicPartition
 
 __all__ = ["Conductor"]
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 
 class Conductor(Service):
-    """Opens, feeds and closes lanes.
+    """Opens and closes lanes.
 
     Args:
         agents: those to run, internal ones included.
@@ -65,6 +65,7 @@ class Conductor(Service):
         producer: replaced where another worker fenced it.
         committer: commits what the lanes settle.
         manager: opens and recovers shards.
+        inboxes: where the lanes get their records from.
         sensor: told of assignments, events and failures.
         drain_timeout: seconds that lanes have to finish the event in hand.
         session_timeout: seconds within which a lost membership shows.
@@ -83,6 +84,7 @@ class Conductor(Service):
         producer: Producer,
         committer: Committer,
         manager: TableManager,
+        inboxes: Inboxes,
         sensor: Sensor,
         drain_timeout: float,
         session_timeout: float,
@@ -96,6 +98,7 @@ class Conductor(Service):
         self._producer = producer
         self._committer = committer
         self._manager = manager
+        self._inboxes = inboxes
         self._sensor = sensor
         self._drain_timeout = drain_timeout
         self._session_timeout = session_timeout
@@ -112,10 +115,7 @@ class Conductor(Service):
         self._moved = trio.Event()
         self._stale = False
         self._scopes: dict[tuple[int, int], Scope] = {}
-        self._routes: dict[TopicPartition, list[Lane]] = {}
         self._condemned: dict[tuple[str, str, int, int], TrickleError] = {}
-        self._buffered = 0
-        self._takers = trio.lowlevel.ParkingLot()
         self._failures: list[Exception] = []
         self._failed = trio.Event()
         self._closed = False
@@ -272,7 +272,7 @@ class Conductor(Service):
             settlement=self._committer,
             refuse=partial(agent.refuse, sensor=self._sensor),
             pace=self._make_pace(),
-            taken=self._taken,
+            taken=self._inboxes.taken,
         )
         lane.condemned = {
             (topic, offset): error
@@ -281,7 +281,7 @@ class Conductor(Service):
         }
         scope.lanes.append(lane)
         for partition in mine:
-            self._routes.setdefault(partition, []).append(lane)
+            self._inboxes.open(partition, lane)
         self.nursery.start_soon(self._work, agent, lane, name=f"{agent.name}[{scope.number}]")
 
     async def _work(self, agent: Agent[Any, Any], lane: Lane) -> None:
@@ -330,7 +330,7 @@ class Conductor(Service):
             if scope.shards:
                 self._manager.release(scope.count, scope.number)
         self._scopes.clear()
-        self._routes.clear()
+        self._inboxes.close()
         self._sensor.revoked(partitions)
         if failure is not None or not clean:
             self._committer.resume()
@@ -402,7 +402,7 @@ class Conductor(Service):
                 if scope.shards:
                     self._manager.release(scope.count, scope.number)
             self._scopes.clear()
-            self._routes.clear()
+            self._inboxes.close()
             self._committer.resume()
         if self._assigned and not self._closed:
             self.nursery.start_soon(self._open, self._assigned, self._epoch)
@@ -446,50 +446,6 @@ class Conductor(Service):
         if event in self._condemned:  # what the policy sends is refused as well
             self._fail(error)
         self._condemned[event] = error
-
-    # What the fetcher needs (fetcher.Inboxes)
-
-    def deliver(self, batch: Batch) -> None:
-        """Put a batch into the inboxes of the lanes that want it."""
-        for lane in self._routes.get(TopicPartition(batch.topic, batch.partition), ()):
-            before = lane.inbox_bytes
-            lane.deliver(batch)
-            self._buffered += lane.inbox_bytes - before
-        self._sensor.records_in(batch.topic, batch.partition, len(batch), batch.next_offset)
-
-    def _taken(self, size: int) -> None:
-        self._buffered -= size
-        self._takers.unpark_all()
-
-    async def wait_taken(self) -> None:
-        """Wait until a lane takes a batch out of its inbox."""
-        await self._takers.park()
-
-    def buffered_bytes(self) -> int:
-        """Return how much waits in all inboxes."""
-        return self._buffered
-
-    def starving(self) -> bool:
-        """Tell whether a lane has nothing to do while others have."""
-        return any(lane.idle for lanes in self._routes.values() for lane in lanes)
-
-    def fullest(self) -> frozenset[TopicPartition]:
-        """Return the partitions of the lanes whose inboxes hold more than their share."""
-        count = sum(len(lanes) for lanes in self._routes.values())
-        share = self._buffered / (2 * max(1, count))
-        return frozenset(
-            partition
-            for partition, lanes in self._routes.items()
-            if any(lane.inbox_bytes > share for lane in lanes)
-        )
-
-    def below(self, partitions: frozenset[TopicPartition], size: int) -> frozenset[TopicPartition]:
-        """Return those of the partitions that have less than so many bytes waiting."""
-        return frozenset(
-            partition
-            for partition in partitions
-            if all(lane.inbox_bytes < size for lane in self._routes.get(partition, ()))
-        )
 
     def lanes(self) -> list[Lane]:
         """Return all lanes that are open."""

@@ -41,6 +41,7 @@ from trickle.context import OUTLET
 from trickle.definitions import Definitions
 from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
+from trickle.inboxes import Inboxes
 from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics
@@ -349,6 +350,7 @@ class Run(Service):
             ),
         )
         self.committer = self._make_committer(self.producer, consumer)
+        inboxes = Inboxes(self._sensor)
         conductor = self.conductor = listener.target = Conductor(
             agents=agents,
             counts=topology.counts,
@@ -357,6 +359,7 @@ class Run(Service):
             producer=self.producer,
             committer=self.committer,
             manager=self.tables,
+            inboxes=inboxes,
             sensor=self._sensor,
             drain_timeout=settings.drain_timeout,
             session_timeout=settings.session_timeout,
@@ -365,7 +368,9 @@ class Run(Service):
         await self._start(self.committer)
         await self._start(conductor)
         await self._start(consumer)
-        self._fetcher = Fetcher(consumer, conductor, settings.buffer_bytes // 4)
+        self._fetcher = Fetcher(
+            consumer, inboxes, conductor.out_of_range, settings.buffer_bytes // 4
+        )
         await self._start(self._fetcher)
         await conductor.ready.wait()
         if self.standbys is not None:
