@@ -1,6 +1,7 @@
-"""Benchmarks: trickle beside a bare loop over the client, on one real broker, in one run.
+"""Benchmarks: trickle beside the bare client and its peers, on one real broker, in one run.
 
-``nox -s bench`` runs them all; ``nox -s bench -- stateless --repetitions 5`` one of them. What is
-compared, and how, is told in :mod:`benchmarks.compare`. Figures belong to the machine that they
-were taken on: only the ratios within one run travel.
+``nox -s bench`` runs all; ``nox -s bench -- count --contestants trickle --repetitions 5`` one
+workload with one contestant (and the bare client, which the others are compared with). What is
+compared is told in :mod:`benchmarks.contestants`, how in :mod:`benchmarks.compare`. Figures belong
+to the machine that they were taken on: only the ratios within one run travel.
 """
