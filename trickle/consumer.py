@@ -85,6 +85,7 @@ class Consumer(Service):
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
+        self._fenced: dict[TopicPartition, str] = {}  # whom we have ended since we hold it
 
     @property
     def client(self) -> ConsumerClient:
@@ -187,6 +188,7 @@ class Consumer(Service):
     def _forget(self, partitions: frozenset[TopicPartition]) -> None:
         for partition in partitions:
             self._committed.pop(partition, None)
+            self._fenced.pop(partition, None)
 
     # Positions
 
@@ -196,7 +198,10 @@ class Consumer(Service):
         """Find where the partitions stand: what is committed, or the first position.
 
         A committer that gave a partition back uncleanly is fenced first: its transaction, if one
-        is open, would hold the committed offset back until it times out.
+        is open, would hold the committed offset back until it times out. Once is enough for as long
+        as we hold the partition, as no later transaction of its can hold our offsets back; twice
+        would do harm, for it may be alive: two that fence each other at each new generation of the
+        other, before either has put its own name on what it holds, never come to an end.
 
         Raises:
             OffsetOutOfRange: a committed offset that the topic does not hold (any more).
@@ -206,9 +211,11 @@ class Consumer(Service):
         admin, group = self._transport.admin, self._options.group
         if self._committer_id:
             latest = await admin.committed(group, partitions, stable=False)
-            for committer in sorted(self._unreleased(latest)):
+            unreleased = self._unreleased(latest)
+            for committer in sorted(set(unreleased.values())):
                 logger.info("ending what %s may have left open", committer)
                 await admin.fence(committer)
+                self._fenced |= {at: name for at, name in unreleased.items() if name == committer}
         committed = await admin.committed(group, partitions, stable=True)
         marks = await admin.watermarks(partitions)
         for partition in partitions:
@@ -235,9 +242,18 @@ class Consumer(Service):
             self._committed[partition] = structs.replace(positions, topic_id=topic_id)
         return {partition: self._committed[partition] for partition in partitions}
 
-    def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> set[str]:
-        found = (read_positions(offset) for offset in latest.values() if offset is not None)
-        return {p.committer for p in found if not p.released} - {self._committer_id, ""}
+    def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> dict[TopicPartition, str]:
+        """Return whom a partition's last commit is of, where it may yet hold us back."""
+        named: dict[TopicPartition, str] = {}
+        for partition, offset in latest.items():
+            found = read_positions(offset) if offset is not None else None
+            if (
+                found is not None
+                and not found.released
+                and found.committer not in {self._committer_id, "", self._fenced.get(partition)}
+            ):
+                named[partition] = found.committer
+        return named
 
     def _moved(self, partition: TopicPartition, why: str, marks: Watermarks) -> Positions:
         """Apply the policy for a committed offset that means nothing (any more)."""
@@ -256,7 +272,11 @@ class Consumer(Service):
         settled: Mapping[TopicPartition, Mapping[str, int]],
         releasing: frozenset[TopicPartition],
     ) -> dict[TopicPartition, Positions]:
-        """Return the positions that a commit now has to write: those that have changed."""
+        """Return the positions that a commit now has to write: those that have changed.
+
+        Also those that bear the name of somebody who did not release them: from then on they bear
+        ours, and nobody has to fence him for them any more.
+        """
         plan: dict[TopicPartition, Positions] = {}
         for partition, agents in settled.items():
             before = self._committed.get(partition)
@@ -265,7 +285,11 @@ class Consumer(Service):
             releases = partition in releasing
             after = before.moved(agents, self._committer_id, released=releases)
             moved = (after.offset, after.agents) != (before.offset, before.agents)
-            if moved or (releases and before.committer and not before.released):
+            unreleased = bool(before.committer) and not before.released
+            foreign = (
+                unreleased and bool(self._committer_id) and (before.committer != self._committer_id)
+            )
+            if moved or foreign or (releases and unreleased):
                 plan[partition] = after
         return plan
 

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.positions import Positions
 from trickle.transport.contract import TopicSpec
 from trickle.transport.memory import CommitFault
 from trickle.transport.memory.log import PartitionLog, policy_of
@@ -247,6 +248,42 @@ async def test_a_member_that_was_given_up_starts_a_new_generation(mock_clock: Mo
         assert counts["k0"] == 2
         assert counts["k1"] == 2
         assert len(t.sent(out)) == 10
+
+
+async def test_who_left_a_partition_is_fenced_once_by_whoever_holds_it(
+    mock_clock: MockClock,
+) -> None:
+    """Each of two workers holds partitions that bear the other's name; each one's commits fail.
+
+    A worker that fenced the other at each new generation would make the other's next commit fail,
+    and so on, until each took the other for a twin.
+    """
+    app, source, _, counts = counting_app()
+    names = ("app-worker-0", "app-worker-1")
+    async with trickle.testing.run(app, workers=2) as t:
+        for number in range(30):
+            await t.send(source, 1, key=f"k{number}")
+        await t.settled()
+        for number in range(4):  # as a revocation leaves it whose last commit failed
+            at = trickle.TopicPartition("source", number)
+            before = t.broker.group("app").offsets[at]
+            named = names[1] if names[0] in before.metadata else names[0]
+            told = Positions(before.offset, {}, named, released=False)
+            t.broker.commit_offsets("app", {at: told.write()})
+        t.broker.fail_commits("aborted", "aborted")
+        await t.rebalance()
+        await t.advance(1)
+        epochs = [t.broker.open_epoch(name) for name in names]  # each is fenced once more
+        faults: list[CommitFault] = ["aborted"] * 6  # each leads to a new generation
+        t.broker.fail_commits(*faults)
+        for number in range(30):
+            await t.send(source, 1, key=f"k{number}")
+        await t.advance(60)
+        await t.settled()
+        assert dict(counts.items()) == {f"k{number}": 2 for number in range(30)}
+    # Each took its id back from us, and from the other.
+    again = [t.broker.open_epoch(name) for name in names]
+    assert [now - then for now, then in zip(again, epochs, strict=True)] == [2, 2]
 
 
 async def test_a_position_that_was_deleted_stops_or_moves(mock_clock: MockClock) -> None:

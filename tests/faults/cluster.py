@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaException,
     TopicPartition,
@@ -125,21 +125,31 @@ class Cluster:
         }
 
     def committed(self, group: str, places: Iterable[Place]) -> dict[Place, int]:
-        """Return the group's stable committed offsets; those that were never committed are out."""
+        """Return the group's stable committed offsets; those that were never committed are out.
+
+        By a consumer that never joins: the AdminClient's own call for it can end the process.
+        """
         asked = [TopicPartition(topic, partition) for topic, partition in places]
-        request = ConsumerGroupTopicPartitions(group, asked)
+        settings = {
+            "bootstrap.servers": self.servers,
+            "group.id": group,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "log_level": 0,
+        }
+        client: Any = Consumer(settings)
         deadline = time.monotonic() + _TIMEOUT
-        while True:
-            with contextlib.suppress(KafkaException):
-                answer = self.admin.list_consumer_group_offsets(
-                    [request], require_stable=True, request_timeout=_TIMEOUT
-                )[group].result(_TIMEOUT)
-                found = cast("list[Any]", answer.topic_partitions or [])
-                if all(at.error is None for at in found):
-                    return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the committed offsets of {group} are not stable")
-            time.sleep(0.1)
+        try:
+            while True:
+                with contextlib.suppress(KafkaException):
+                    found = cast("list[Any]", client.committed(asked, timeout=_TIMEOUT))
+                    if all(at.error is None for at in found):
+                        return {(t.topic, t.partition): t.offset for t in found if t.offset >= 0}
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the committed offsets of {group} are not stable")
+                time.sleep(0.1)
+        finally:
+            client.close()
 
     def state(self, group: str) -> str:
         """Return a group's state in Kafka's words: STABLE, EMPTY, …; UNKNOWN where there is none.

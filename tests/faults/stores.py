@@ -10,18 +10,23 @@ worker's files changes nothing for its successor.
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import shutil
+import subprocess
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import lmdb
 
-__all__ = ["Dump", "DumpError", "copy_tables", "environments", "read_environment"]
+__all__ = ["Dump", "DumpError", "answer", "copy_tables", "environments", "read_environments"]
 
 _DATA = "data.mdb"
+_META_PAGES = 2
 _NAME = re.compile(r"(\d+)(?:\.g(\d+))?")
 
 
@@ -75,12 +80,12 @@ def read_environment(path: Path, partition: int) -> list[Dump]:
         DumpError: a checksum is wrong, or what is there cannot be decoded.
     """
     size = (path / _DATA).stat().st_size
-    if size == 0:
-        return []
+    if size < _META_PAGES * os.sysconf("SC_PAGE_SIZE"):
+        return []  # emptied or cut by a fault, and not looked at since
     env: Any = lmdb.open(str(path), readonly=True, lock=False, max_dbs=512, create=False)
     try:
         if size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
-            return []  # cut by a fault, and not looked at since: reading it would end this process
+            return []  # cut likewise: reading it would end this process
         with env.begin() as txn:
             names = [bytes(key) for key, _ in txn.cursor()]
         if b"meta" not in names:
@@ -99,6 +104,42 @@ def read_environment(path: Path, partition: int) -> list[Dump]:
         return dumps
     finally:
         env.close()
+
+
+def read_environments(found: Sequence[tuple[int, Path]]) -> Iterator[list[Dump] | DumpError]:
+    """Yield all tables of each environment (partition, path), or why it cannot be read.
+
+    They are read in a process of their own: LMDB ends the one that reads pages which are not there.
+    """
+    left = list(found)
+    while left:
+        main = f"import sys; from {__name__} import answer; answer(sys.argv[1:])"
+        command = [sys.executable, "-c", main]
+        command += [word for partition, path in left for word in (str(partition), str(path))]
+        root = Path(__file__).parents[2]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as process:
+            assert process.stdout is not None
+            while left:
+                try:
+                    told: list[Dump] | str = pickle.load(process.stdout)  # noqa: S301 - our own
+                except EOFError:
+                    break
+                left.pop(0)
+                yield DumpError(told) if isinstance(told, str) else told
+        if left:
+            _, path = left.pop(0)
+            yield DumpError(f"{path}: its reader ended with exit code {process.returncode}")
+
+
+def answer(words: Sequence[str]) -> None:
+    """Be that process: write to stdout what each environment holds (partition, path, …)."""
+    for partition, path in zip(words[::2], words[1::2], strict=True):
+        try:
+            found: list[Dump] | str = read_environment(Path(path), int(partition))
+        except (DumpError, lmdb.Error) as error:
+            found = str(error)
+        pickle.dump(found, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def _pairs(env: Any, db: Any, where: str) -> Iterator[tuple[bytes, bytes]]:

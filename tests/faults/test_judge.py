@@ -14,7 +14,7 @@ from tests.faults import judge
 from tests.faults.judge import Counted
 from tests.faults.partitions import partitions_of
 from tests.faults.plan import FAIL_POINTS, FAULTS, make_plan
-from tests.faults.stores import Dump, DumpError, environments, read_environment
+from tests.faults.stores import Dump, DumpError, environments, read_environments
 from tests.faults.topics import Record
 from tests.faults.workload import Item, make_items, read_key
 
@@ -190,14 +190,32 @@ def write_environment(path: Path, value: bytes, *, crc: int = 0) -> None:
     env.close()
 
 
+def dumps(*paths: Path) -> list[list[Dump] | DumpError]:
+    return list(read_environments([(2, path) for path in paths]))
+
+
 def test_environments_are_read_from_their_bytes(tmp_path: Path) -> None:
     write_environment(tmp_path / "4" / "2", b"5")
     write_environment(tmp_path / "4" / "2.g1", b"6")
     assert [(p, path.name) for p, path in environments(tmp_path)] == [(2, "2.g1")]
-    assert read_environment(tmp_path / "4" / "2.g1", 2) == [Dump("t", 2, 4, {b"a": b"6"})]
+    assert dumps(tmp_path / "4" / "2.g1") == [[Dump("t", 2, 4, {b"a": b"6"})]]
 
 
-def test_a_wrong_checksum_is_an_error(tmp_path: Path) -> None:
-    write_environment(tmp_path / "4" / "0", b"5", crc=1)
-    with pytest.raises(DumpError, match="checksum"):
-        read_environment(tmp_path / "4" / "0", 0)
+def test_what_cannot_be_read_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    """A wrong checksum, no LMDB at all, and a file that is cut wherever it may be."""
+    wrong, garbage, right = (tmp_path / name for name in ("wrong", "garbage", "right"))
+    write_environment(wrong, b"5", crc=1)
+    garbage.mkdir()
+    (garbage / "data.mdb").write_bytes(bytes(20_000))
+    write_environment(right, b"7")
+    whole = (right / "data.mdb").read_bytes()
+    cut: list[Path] = []
+    for size in range(0, len(whole), 2048):
+        cut.append(tmp_path / str(size))
+        cut[-1].mkdir()
+        (cut[-1] / "data.mdb").write_bytes(whole[:size])
+    first, second, *rest, last = dumps(wrong, garbage, *cut, right)
+    assert "checksum" in str(first)
+    assert "MDB_INVALID" in str(second)
+    assert rest == [[]] * len(cut)
+    assert last == [Dump("t", 2, 4, {b"a": b"7"})]

@@ -11,7 +11,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.drive import Drive, Options
 from tests.faults.judge import Counted, Finding
 from tests.faults.partitions import partitions_of
-from tests.faults.stores import Dump, DumpError, environments, read_environment
+from tests.faults.stores import Dump, DumpError, environments, read_environments
 from tests.faults.topics import Record, read_partition
 from tests.faults.workload import GROUPS, Item
 
@@ -144,14 +144,12 @@ class Verdict:
         self, where: str, tables: Path, changelogs: dict[tuple[str, int], list[Record]]
     ) -> Sequence[Dump]:
         dumps: list[Dump] = []
-        for partition, path in environments(tables):
-            try:
-                found = read_environment(path, partition)
-            except DumpError as error:
-                self.findings.append(Finding("store", f"{where}: {error}"))
+        for found in read_environments(list(environments(tables))):
+            if isinstance(found, DumpError):
+                self.findings.append(Finding("store", f"{where}: {found}"))
                 continue
             for dump in found:
-                changelog = changelogs[dump.table, partition]
+                changelog = changelogs[dump.table, dump.partition]
                 self.findings += judge.check_store(where, dump, changelog)
             dumps += found
         return dumps

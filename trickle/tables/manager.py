@@ -295,7 +295,9 @@ class TableManager(Service):
             raise failure
 
     async def _close(self, place: tuple[int, int], *, flush: bool = True) -> None:
-        held = self._held[place]
+        held = self._held.get(place)
+        if held is None:  # somebody else has closed it meanwhile
+            return
         held.ready = False
         try:
             if flush:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -116,6 +118,86 @@ async def test_a_broker_killed_and_started_again_costs_no_record(broker: KafkaBr
                 await trio.to_thread.run_sync(broker.start)
                 found = await fetch_until(consumer, total, positions)
                 assert [int(record.value or b"") for record in found] == list(range(total))
+
+
+_IMPATIENT = """
+import sys, trio
+from trickle.exceptions import BrokerUnavailable
+from trickle.transport import open_transport
+from trickle.transport.contract import TransportOptions
+from trickle.types import TopicPartition
+
+async def main(url):
+    options = TransportOptions(request_timeout=0.5)
+    async with open_transport(url, options) as transport:
+        place = [TopicPartition("nothing", 0)]
+
+        async def look() -> None:
+            with trio.fail_after(60):
+                while True:
+                    try:
+                        await transport.admin.committed("nobody", place)
+                        await transport.admin.members("nobody")
+                    except BrokerUnavailable:
+                        continue
+                    return
+
+        await look()
+        print("looked", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        for _ in range(3):
+            for vain in (
+                lambda: transport.admin.committed("nobody", place),
+                lambda: transport.admin.committed("nobody-else", place, stable=False),
+                lambda: transport.admin.members("nobody"),
+            ):
+                try:
+                    await vain()
+                except BrokerUnavailable:
+                    pass
+        print("in vain", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        await look()
+        await trio.sleep(2)  # whoever else waited for the broker has heard of it now
+        print("alive", flush=True)
+
+trio.run(main, sys.argv[1])
+"""
+
+
+async def test_looks_at_a_group_in_vain_do_not_end_the_process_later(broker: KafkaBroker) -> None:
+    """The looks end without an answer while the broker is down; then it is there again.
+
+    An AdminClient that waits for a group's coordinator beyond its time aborts the process then.
+    """
+    command = [sys.executable, "-c", _IMPATIENT, broker.url]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    heard = b""
+
+    async def hear(line: bytes) -> None:
+        nonlocal heard
+        assert process.stdout is not None
+        while line + b"\n" not in heard:
+            piece = await process.stdout.receive_some()
+            assert piece, f"it ended: {await process.wait()}"
+            heard += piece
+
+    try:
+        with trio.fail_after(LIMIT):
+            await hear(b"looked")
+            await trio.to_thread.run_sync(broker.kill)
+            await process.stdin.send_all(b"down\n")
+            await hear(b"in vain")
+            await trio.to_thread.run_sync(broker.start)
+            await process.stdin.send_all(b"up\n")
+            await hear(b"alive")
+            assert await process.wait() == 0
+    finally:
+        process.kill()
 
 
 async def test_closing_is_bounded_when_the_broker_is_stopped(broker: KafkaBroker) -> None:

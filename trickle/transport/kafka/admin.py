@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -25,7 +24,7 @@ from confluent_kafka import (
 from confluent_kafka import TopicPartition as Partition
 
 from trickle.exceptions import TopicError
-from trickle.transport.contract import CommittedOffset, ProducerOptions, TopicInfo, Watermarks
+from trickle.transport.contract import ProducerOptions, TopicInfo, Watermarks
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
@@ -38,6 +37,7 @@ from trickle.transport.kafka.errors import (
     unavailable,
 )
 from trickle.transport.kafka.fork import forked_error, watch_forks
+from trickle.transport.kafka.offsets import CommittedReader
 from trickle.transport.kafka.stubs import (
     AdminClient,
     ConfigResource,
@@ -51,7 +51,7 @@ from trickle.types import TopicPartition
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from trickle.transport.contract import TopicSpec
+    from trickle.transport.contract import CommittedOffset, TopicSpec
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
     from trickle.transport.kafka.stubs import TypedAdmin
@@ -62,6 +62,9 @@ T = TypeVar("T")
 
 _THREADS = 8
 _PAUSE = 0.05  # seconds between looks at what the broker is about to finish
+# A call for a group's coordinator that ran out of the client's own time would abort the process
+# once the coordinator is found (see .offsets): it gets all the time, and nobody waits for its end.
+_NEVER = 3_600.0
 
 
 class KafkaAdmin:
@@ -72,6 +75,7 @@ class KafkaAdmin:
         self._log = log
         self._client = self._make()
         self._doubtful: TypedAdmin | None = None  # the one before, whose calls may be under way
+        self._readers: dict[tuple[str, bool], CommittedReader] = {}
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._forked = False
         watch_forks(self)
@@ -314,33 +318,11 @@ class KafkaAdmin:
     def _committed(
         self, timeout: float, group: str, partitions: Collection[TopicPartition], stable: bool
     ) -> dict[TopicPartition, CommittedOffset | None]:
-        deadline = time.monotonic() + timeout
-        asked = [Partition(tp.topic, tp.partition) for tp in partitions]
-        request = ConsumerGroupTopicPartitions(group, asked)
-        pause = _PAUSE / 8
-        while True:
-            error = None
-            try:
-                answer = self._client.list_consumer_group_offsets(
-                    [request], require_stable=stable, request_timeout=_left(deadline)
-                )[group].result(_left(deadline))
-                offsets: list[Partition] = answer.topic_partitions or []
-                error = next((at.error for at in offsets if at.error is not None), None)
-            except KafkaException as raised:
-                offsets, error = [], error_of(raised)
-            if error is None:
-                break
-            if time.monotonic() > deadline or not (error.code() in AWAY or error.retriable()):
-                raise KafkaException(error)
-            # Just committed offsets turn stable within milliseconds, a dead worker's in seconds.
-            time.sleep(pause)
-            pause = min(pause * 2, _PAUSE)
-        found: dict[TopicPartition, CommittedOffset | None] = dict.fromkeys(partitions)
-        for at in offsets:
-            if at.offset >= 0:
-                where = TopicPartition(at.topic, at.partition)
-                found[where] = CommittedOffset(at.offset, at.metadata or "")
-        return found
+        reader = self._readers.get((group, stable))
+        if reader is None:
+            made = CommittedReader(self._config, self._log, group, stable=stable)
+            reader = self._readers.setdefault((group, stable), made)
+        return reader.read(partitions, timeout)
 
     async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
         """Return who is in a group, and what each of them is assigned."""
@@ -349,7 +331,7 @@ class KafkaAdmin:
     def _members(self, timeout: float, group: str) -> dict[str, frozenset[TopicPartition]]:
         deadline = time.monotonic() + timeout
         while True:
-            asked = self._client.describe_consumer_groups([group], request_timeout=_left(deadline))
+            asked = self._client.describe_consumer_groups([group], request_timeout=_NEVER)
             try:
                 found = asked[group].result(_left(deadline))
                 break
@@ -436,11 +418,13 @@ class KafkaAdmin:
             for client in (self._client, self._doubtful):
                 if client is not None:
                     bury(_Closing(client))
+            for reader in self._readers.values():
+                reader.close()
 
     def in_forked_child(self) -> list[object]:
         """See :mod:`.fork`."""
         self._forked = True
-        return [self._client, self._doubtful]
+        return [self._client, self._doubtful, *(one.client for one in self._readers.values())]
 
 
 class _Closing:

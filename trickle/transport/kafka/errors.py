@@ -93,6 +93,7 @@ UNKNOWN_TOPIC = frozenset(
 
 STALE = frozenset(
     {
+        KafkaError._NOENT,  # pyright: ignore[reportPrivateUsage] - "No leaders found"
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_CONTROLLER,
@@ -158,7 +159,7 @@ def unavailable(url: str, timeout: float, what: str, error: KafkaError | None) -
 
 def failed(url: str, timeout: float, what: str, error: KafkaError) -> TransportError:
     """Return the error for a call that failed: unavailable, or with the client's words."""
-    if error.code() in AWAY:
+    if error.code() in AWAY or error.code() in STALE:  # tried until the timeout
         return unavailable(url, timeout, what, error)
     return TransportError(f"{what} failed at broker={url!r}: {said(error)}")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Future
 
-    from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, TopicCollection
+    from confluent_kafka import IsolationLevel, TopicCollection
     from confluent_kafka import TopicPartition as Partition
     from confluent_kafka.admin import (
         ClusterMetadata,  # pyright: ignore[reportPrivateImportUsage]
@@ -68,14 +68,6 @@ class TypedAdmin(Protocol):
         isolation_level: IsolationLevel,
         request_timeout: float,
     ) -> dict[Partition, Future[ListOffsetsResultInfo]]: ...
-
-    def list_consumer_group_offsets(
-        self,
-        request: Sequence[ConsumerGroupTopicPartitions],
-        *,
-        require_stable: bool,
-        request_timeout: float,
-    ) -> dict[str, Future[ConsumerGroupTopicPartitions]]: ...
 
     def describe_consumer_groups(
         self, group_ids: Sequence[str], *, request_timeout: float
