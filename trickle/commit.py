@@ -211,7 +211,7 @@ class Committer(Service):
             self._urgent = True
             self._signal.set()
 
-    # What lanes and ticks say (see streams.lane.Settlement)
+    # What lanes and ticks say (see streams.settlement)
 
     def publish(self, effects: list[Effect]) -> None:
         self._producer.publish(effects)

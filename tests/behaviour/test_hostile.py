@@ -246,3 +246,159 @@ async def test_what_cannot_be_sent_is_refused_in_a_sentence(
         with pytest.raises(trickle.TrickleError) as caught:
             await source.send(1, **given)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("policy", [trickle.DeadLetter(), trickle.Skip()])
+async def test_a_group_that_fails_is_only_what_a_filter_let_through(
+    mock_clock: MockClock, policy: trickle.DeadLetter | trickle.Skip
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    letters = app.topic("app-work-dead-letters", value=bytes, partitions=1)
+    lists: list[list[int]] = []
+
+    @app.agent(source, on_error=policy)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for values in stream.filter(lambda value: value % 2 == 0).take(3):
+            if values[0] == 0:
+                raise ValueError(values)
+            lists.append(values)
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 0)
+        await t.send(source, b"{oops", raw=True)
+        for value in range(1, 12):
+            await t.send(source, value)
+        await t.settled()  # the last record is passed over: nothing waits for it
+        buried = [b"0", b"{oops", b"2", b"4"] if isinstance(policy, trickle.DeadLetter) else []
+        assert [event.value for event in t.sent(letters)] == buried
+    assert lists == [[6, 8, 10]]
+
+
+async def test_a_predicate_that_fails_within_a_group_has_its_record_in_it(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    letters = app.topic("app-work-dead-letters", value=bytes, partitions=1)
+    lists: list[list[int]] = []
+
+    @app.agent(source, on_error=trickle.DeadLetter())
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for values in stream.filter(lambda value: 6 % value).take(2):
+            lists.append(values)
+
+    async with trickle.testing.run(app) as t:
+        for value in (4, 1, 0, 5, 7, 2):
+            await t.send(source, value)
+        await t.settled()
+        assert [event.value for event in t.sent(letters)] == [b"4", b"0"]
+    assert lists == [[5, 7]]
+
+
+async def test_a_group_behind_flat_map_is_the_events_that_have_a_value_in_it(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=list[int], partitions=1)
+    letters = app.topic("app-work-dead-letters", value=bytes, partitions=1)
+
+    @app.agent(source, on_error=trickle.DeadLetter())
+    async def work(stream: trickle.Stream[list[int], str]) -> None:
+        def values(value: list[int]) -> list[int]:
+            return value
+
+        async for group in stream.flat_map(values).filter(lambda value: value > 0).take(2):
+            raise ValueError(group)
+
+    async with trickle.testing.run(app) as t:
+        for value in ([], [-1], [1, -1], [], [-1, 2], [-1, -2], []):
+            await t.send(source, value)
+        await t.settled()
+        assert [event.value for event in t.sent(letters)] == [b"[1,-1]", b"[-1,2]"]
+
+
+async def test_another_apps_table_cannot_be_read_here(mock_clock: MockClock) -> None:
+    app, other = trickle.App("app"), trickle.App("other")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    table = other.table("table", key=str, value=int, default=int)
+    same_name = other.table("own", key=str, value=int, default=int)
+    app.table("own", key=str, value=int, default=int)
+    told: list[str] = []
+
+    def look() -> None:
+        reads = (lambda: table["a"], lambda: table.get("a"), lambda: "a" in table)
+        for read in (*reads, lambda: len(table), lambda: list(table), lambda: same_name["a"]):
+            with pytest.raises(trickle.UsageError) as caught:
+                read()
+            told.append(str(caught.value))
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for _ in stream:
+            look()
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1)
+        await t.settled()
+        look()
+        with pytest.raises(trickle.UsageError):
+            await table.query("a")
+    assert len(told) == 12
+    assert told[0] == (
+        "table 'table' is not one of the app that runs here: read it inside "
+        "`async with app.run():` of its own app, 'other', or from the shell by `trickle get`"
+    )
+
+
+async def test_setdefault_with_none_is_none(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    table = app.table("table", key=str, value=int | None)
+    found: list[int | None] = []
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for _ in stream:
+            found.append(table.setdefault("a", None))
+            found.append(table.setdefault("a", 2))
+            found.append(table.setdefault("a", None))
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1)
+        await t.settled()
+    assert found == [None, 2, 2]
+
+
+async def test_a_whole_number_in_a_table_of_floats_is_found_again(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    table = app.table("table", key=float, value=float)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for _ in stream:
+            table[1] = 2
+            assert table[1.0] == 2.0
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1)
+        await t.settled()
+        assert dict(table) == {1.0: 2.0}
+        assert table[1] == 2.0
+
+
+async def test_values_of_any_type_travel_as_json(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=Any, value=object, partitions=1)
+    table = app.table("table", key=str, value=Any)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[object, Any]) -> None:
+        async for key, value in stream.items():
+            table[str(key)] = value
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, {"a": [1, None]}, key=1)
+        await t.settled()
+        assert dict(table) == {"1": {"a": [1, None]}}

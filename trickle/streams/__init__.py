@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from trickle.streams.event import Event, EventId
-from trickle.streams.lane import Lane, Settlement
+from trickle.streams.lane import Lane
 from trickle.streams.pace import Pace
+from trickle.streams.settlement import Settlement
 from trickle.streams.stream import Stream
 
 __all__ = ["Event", "EventId", "Lane", "Pace", "Settlement", "Stream"]

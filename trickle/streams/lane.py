@@ -15,7 +15,8 @@ which is synchronous as well, sees each event as a whole or not at all. A lane t
 further event gets an empty iterator in place of its chunk's, and so comes to :meth:`Lane.advance`,
 whatever it was doing; the hot path asks nothing.
 
-``pinned`` holds the positions at which a group of events began that settle together (``take``).
+``pinned`` holds the positions at which a group of events began that settle together (``take``), and
+``members`` its records so far: a filter before it may have passed over others.
 """
 
 from __future__ import annotations
@@ -24,62 +25,20 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from operator import length_hint
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
-from trickle.context import NUMBER, Effect, Turn, next_number
+from trickle.context import NUMBER, Turn, next_number
 from trickle.exceptions import DecodeError, TrickleError, UsageError
 from trickle.serializers import BoundCodec
 from trickle.streams.nowhere import Nowhere
 from trickle.streams.pace import Pace
+from trickle.streams.settlement import OutOfPatience, Settlement
 from trickle.transport.contract import Batch
 from trickle.types import Record
 
-__all__ = ["Lane", "OutOfPatience", "Settlement"]
-
-
-class OutOfPatience(Exception):
-    """The time that a group of events may wait for more is over."""
-
-
-class Settlement(Protocol):
-    """Where settled events go: the committer, as a lane sees it."""
-
-    chunk_max: int
-    """How many events a lane may take at once; 1 while a refused record is looked for."""
-
-    crowded: bool
-    """Whether a lane must ask for :meth:`room` before it takes more."""
-
-    def publish(self, effects: list[Effect]) -> None:
-        """Send the effects of an event that settles, in the open transaction."""
-        ...
-
-    def settled(self, lane: Lane, events: int) -> None:
-        """So many events of the lane have settled, or join those in hand."""
-        ...
-
-    def handled(self, lane: Lane, timestamp_ms: int) -> None:
-        """A batch has been handled, whose last record carries this timestamp."""
-        ...
-
-    def after(self, calls: list[Callable[[], Awaitable[object] | object]]) -> None:
-        """Call these once the next commit has succeeded."""
-        ...
-
-    async def room(self, lane: Lane) -> None:
-        """Wait until the next commit has room for what the lane will settle."""
-        ...
-
-    def busy(self, lane: Lane) -> None:
-        """The lane has records to work on."""
-        ...
-
-    def dry(self, lane: Lane) -> None:
-        """The lane has nothing in hand and nothing in its inbox."""
-        ...
-
+__all__ = ["Lane"]
 
 _NOTHING: Iterator[Any] = iter(())
 
@@ -119,6 +78,7 @@ class Lane(Turn):
         "inbox",
         "inbox_bytes",
         "last",
+        "members",
         "pace",
         "patience",
         "pinned",
@@ -140,7 +100,7 @@ class Lane(Turn):
         shards: dict[Any, Any],
         positions: Mapping[str, int],
         codecs: Mapping[str, BoundCodec],
-        settlement: Settlement,
+        settlement: Settlement[Lane],
         refuse: Callable[[Lane, Record, TrickleError], Awaitable[None]],
         pace: Pace,
         taken: Callable[[int], None],
@@ -171,6 +131,7 @@ class Lane(Turn):
         self.hand = False
         self.pinned: dict[str, int] | None = None
         self.history: list[tuple[Batch, int]] = []
+        self.members: list[tuple[Batch, int]] = []
         self.patience = math.inf
         self.stopping = False
         # Failures
@@ -229,14 +190,9 @@ class Lane(Turn):
 
     def records_in_hand(self) -> list[Record]:
         """Return the records of the event in hand: one, or those of a group."""
-        batch, last = self.in_hand()
-        if self.pinned is None:
-            return [batch.record(last)]
-        records: list[Record] = []
-        for taken, start in self.history:
-            end = last + 1 if taken is batch else len(taken)
-            records += [taken.record(index) for index in range(start, end)]
-        return records
+        members = self.members or [self.in_hand()]
+        seen = {(batch.topic, batch.offset(index)): (batch, index) for batch, index in members}
+        return [batch.record(index) for batch, index in seen.values()]
 
     def timestamp_ms(self) -> int | None:
         batch, index = self.in_hand()
@@ -258,8 +214,15 @@ class Lane(Turn):
         """Begin a group of events that settle together."""
         self.pinned = self.settled_positions()
         self.history = [] if self.batch is None else [(self.batch, self._next_index())]
+        self.members = []
         self.values = _NOTHING
         self.begin()
+
+    def pass_over(self) -> None:
+        """The event taken last has no part in the group; one that is empty begins behind it."""
+        if self.pinned is not None and not self.members:
+            self.finish()
+            self.pin()
 
     def settle(self) -> None:
         """The event in hand is done: all its effects and changes join the next commit.
@@ -291,7 +254,7 @@ class Lane(Turn):
                 self.last = [(record.topic, record.offset) for record in self.records_in_hand()]
             self.hand = False
             self.pinned = None
-            self.history = []
+            self.history, self.members = [], []
             self.number = next_number()  # a task of the event that is still there is too late now
         self.values = _NOTHING
 
@@ -441,7 +404,9 @@ class Lane(Turn):
             raise
         # No await from here on: a commit sees the effects and the position together, or neither.
         # A group goes on, and settles what was staged with the rest.
-        if not grouped:
+        if grouped:
+            self.members.append((batch, self.base))
+        else:
             self.settle()
             if self.settlement.chunk_max == 1:
                 self.last = [(record.topic, record.offset)]
@@ -471,7 +436,7 @@ class Lane(Turn):
         self.base, self.size, self.counted = index, 0, 0
         self.chunk = self.values = _NOTHING
         self.pinned = None
-        self.history = []
+        self.history, self.members = [], []
         self.hand = False
         self.number = next_number()
 

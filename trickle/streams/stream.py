@@ -24,7 +24,8 @@ from trickle.context import NUMBER, next_number
 from trickle.exceptions import UsageError
 from trickle.serializers import BoundCodec
 from trickle.streams.event import Event
-from trickle.streams.lane import Lane, OutOfPatience
+from trickle.streams.lane import Lane
+from trickle.streams.settlement import OutOfPatience
 from trickle.types import Duration
 from trickle.untyped import read_key
 from trickle.utils.durations import seconds
@@ -170,6 +171,8 @@ class _Filter(Operator[V, V, K]):
                 holds = await holds
             if holds:
                 return value
+            if keep and not self.unfinished:
+                self._lane.pass_over()
 
 
 class _Map(Operator[V, V2, K], Generic[V, V2, K]):
@@ -201,9 +204,12 @@ class _FlatMap(Operator[V, V2, K]):
         return bool(self._pending) or self._parent.unfinished
 
     async def pull(self, *, keep: bool) -> V2:
-        while not self._pending:
+        while True:
+            if self._pending:
+                return self._pending.popleft()
             self._pending.extend(self._function(await self._parent.pull(keep=keep)))
-        return self._pending.popleft()
+            if keep and not self.unfinished:
+                self._lane.pass_over()
 
 
 class _Enumerate(Operator[V, tuple[int, V], K]):
@@ -235,16 +241,20 @@ class _Take(Operator[V, list[V], K]):
             lane.pin()
         group: list[V] = []
         try:
-            group.append(await self._parent.pull(keep=True))
-            if self._within is not None:
-                lane.patience = trio.current_time() + self._within
             while len(group) < self._n:
                 group.append(await self._parent.pull(keep=True))
+                lane.members.append(lane.in_hand())
+                if self._within is not None and len(group) == 1:
+                    lane.patience = trio.current_time() + self._within
         except OutOfPatience:
             pass
         except StopAsyncIteration:  # taken away before it was whole: it has not happened
             lane.undo()
             lane.rewind()
+            raise
+        except BaseException:
+            if lane.hand:  # a step before this one has failed: its record is in it
+                lane.members.append(lane.in_hand())
             raise
         finally:
             lane.patience = math.inf
