@@ -269,6 +269,14 @@ def test_broker_urls_that_lead_nowhere(project: Path, broker: str, message: str)
     assert refusal(project, {"TRICKLE_BROKER": broker}) == f"broker (TRICKLE_BROKER) {message}"
 
 
+def test_a_home_that_nobody_has(project: Path) -> None:
+    words = "but '~nobody-of-this-name' has no home directory here: write the path in full"
+    path = "~nobody-of-this-name/x"
+    assert refusal(project, data_dir=path) == f"data_dir (argument) is '{path}', {words}"
+    told = refusal(project, {"TRICKLE_BROKER": f"lmdb://{path}"})
+    assert told == f"broker (TRICKLE_BROKER) is '{path}', {words}"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -260,10 +260,10 @@ def resolve(
     for place in places:
         for name, (value, source) in place.items():
             found[name], sources[name] = value, source
-    data_dir = base / Path(found.pop("data_dir", ".trickle")).expanduser()
+    data_dir = base / _at_home(found.pop("data_dir", ".trickle"), "data_dir", sources)
     found["data_dir"] = data_dir = Path(os.path.normpath(data_dir))
     if "broker" in found:
-        found["broker"] = _broker(found["broker"], base, sources["broker"])
+        found["broker"] = _broker(found["broker"], base, sources)
     else:
         found["broker"] = f"lmdb://{data_dir / 'log'}"
     if "client" in found:
@@ -388,11 +388,22 @@ def _check_scheme(url: str, source: str) -> tuple[str, str]:
     return scheme, rest
 
 
-def _broker(url: str, base: Path, source: str) -> str:
-    scheme, rest = _check_scheme(url, source)
+def _broker(url: str, base: Path, sources: Mapping[str, str]) -> str:
+    scheme, rest = _check_scheme(url, sources["broker"])
     if scheme != "lmdb":
         return url
-    return f"lmdb://{os.path.normpath(base / Path(rest).expanduser())}"
+    return f"lmdb://{os.path.normpath(base / _at_home(rest, 'broker', sources))}"
+
+
+def _at_home(path: str, name: str, sources: Mapping[str, str]) -> Path:
+    """Return a path with ``~`` and ``~user`` replaced by a home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{name} ({sources[name]}) is {path!r}, but {path.partition('/')[0]!r} has no home "
+            "directory here: write the path in full"
+        ) from None
 
 
 def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:

@@ -135,8 +135,7 @@ def codec_for(
     """Bind a serializer to a type.
 
     Args:
-        type: any type that msgspec knows; None, Any and object stand for bytes unless a
-            serializer is named.
+        type: any type that msgspec knows; None stands for bytes unless a serializer is named.
         serializer: ``json``, ``msgpack``, ``raw``, ``str``, ``yaml``, a registered name, or a
             codec. By the type where it is left out: bytes and str as they are, others as JSON.
             ``pickle`` runs code that it finds in the bytes: only for topics that nobody else can
@@ -153,7 +152,7 @@ def codec_for(
     nullable = key or allows_none(form)
     if serializer is None:
         bare = plain(inner)
-        serializer = "raw" if bare is Any or bare is bytes else "str" if bare is str else "json"
+        serializer = "raw" if type is None or bare is bytes else "str" if bare is str else "json"
     if form is Any and serializer == "raw":
         type_name = "bytes"
     if isinstance(serializer, str):
@@ -265,7 +264,9 @@ def _checked(
     watched = frozenset(cls for cls in classes if has_fields(cls))
     due = chain(repeat(True, _VERIFIED_FIRST), cycle([True, *[False] * (_VERIFIED_EVERY - 1)]))
     verify_now = due.__next__
+    widened = False
     if outer is not None and float in outer:
+        widened = int not in outer
         outer = (*outer, int)  # as type checkers have it; it is read back as a float
 
     def encode(value: object) -> bytes | None:
@@ -280,6 +281,8 @@ def _checked(
         if outer is not None and not _is_instance(value, outer):
             _misfit(value, type_name, serializer)
         try:
+            if widened and kind is int:
+                value = float(cast("int", value))  # written as what is read back: 1 and 1.0 are one
             data = raw_encode(value)
             copy = raw_decode(data)
         except Exception as error:  # noqa: BLE001 - likewise

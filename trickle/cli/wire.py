@@ -35,8 +35,8 @@ class Wire:
         bare = plain(without_none(type))
         self._codec = codec
         self._type = type
-        self._is_text = bare is str
-        self._is_bytes = codec is None or bare in (None, bytes, Any)
+        self._is_text = bare is str or (codec is not None and codec.serializer == "str")
+        self._is_bytes = codec is None or bare is bytes or codec.serializer == "raw"
 
     def value(self, text: str, what: str) -> Any:
         """Return the value that text stands for.

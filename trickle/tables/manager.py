@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from trickle.exceptions import StoreError, TableReadOnlyError
+from trickle.exceptions import StoreError, TableReadOnlyError, UsageError
 from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
@@ -336,7 +336,17 @@ class TableManager(Service):
             )
 
     def shards_of(self, table: AnyTable) -> Sequence[AnyShard]:
-        """Return the shards of a table that are ready, by partition."""
+        """Return the shards of a table that are ready, by partition.
+
+        Raises:
+            UsageError: it is another app's.
+        """
+        if self._registry.get(table.name) is not table:
+            raise UsageError(
+                f"table {table.name!r} is not one of the app that runs here: read it inside "
+                f"`async with app.run():` of its own app, {table.app_id!r}, or from the shell by "
+                "`trickle get`"
+            )
         return [
             held.shards[table]
             for _, held in sorted(self._held.items())

@@ -253,7 +253,7 @@ class Table(MutableMapping[K, V]):
         """Return a key's value; where it is missing, set it first."""
         if key not in self:
             self[key] = default
-        return self[key]
+        return self.get(key, default)  # a None is written as null, and so is not there
 
     @overload
     def pop(self, key: K, /) -> V: ...

@@ -24,7 +24,18 @@ def test_hosts_without_a_port_get_kafkas() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["kafka://", "kafka://a:b", "kafka://a:0", "kafka://a,", "kafka://a/b"]
+    "url",
+    [
+        "kafka://",
+        "kafka://a:b",
+        "kafka://a:0",
+        "kafka://a:\u00b2",
+        "kafka://a,",
+        "kafka://a/b",
+        "kafka://a b",
+        "kafka://[::1",
+        "kafka://::1",
+    ],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="is no address; write kafka://host:port"):

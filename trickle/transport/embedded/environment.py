@@ -346,7 +346,7 @@ def _lock_for_use(directory: Path, timeout: float) -> int:
             raise _no_room(directory, error) from error
         raise ConfigurationError(
             f"broker='lmdb://{directory}' cannot be used ({error.strerror}): name a directory "
-            "that this user may write"
+            "that this user may write, by broker=, or by data_dir= where broker= is left out"
         ) from error
     try:
         deadline = time.monotonic() + timeout

@@ -177,7 +177,7 @@ async def open_hub(
     except OSError as error:
         raise ConfigurationError(
             f"broker='lmdb://{directory}' cannot be used ({error.strerror}): name a directory "
-            "that this user may write"
+            "that this user may write, by broker=, or by data_dir= where broker= is left out"
         ) from error
     try:
         async with entry.lock:

@@ -10,6 +10,7 @@ those is told so by name. All others of the client's may be given, and win over 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -29,6 +30,8 @@ Settings: TypeAlias = dict[str, Any]
 """Settings for a client: plain values, and callbacks, which is why they are Any."""
 
 _PORT = 9092
+_HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]")  # a name, or an IPv6 address in brackets
+_DIGITS = re.compile(r"[0-9]{1,5}")
 _PRODUCER_QUEUE_RECORDS = 500_000
 _PRODUCER_QUEUE_KIB = 256 * 1024
 # Below the broker's socket.request.max.bytes (100 MiB), which cuts the connection instead of
@@ -246,7 +249,7 @@ def _server(part: str, url: str, credentials: str) -> str:
     host, colon, port = part.strip().rpartition(":")
     if not colon or part.endswith("]"):  # no port; an IPv6 address ends with its bracket
         host, port = part.strip(), str(_PORT)
-    if not host or "/" in part or "?" in part or not port.isdigit() or not 0 < int(port) <= 0xFFFF:
+    if not _HOST.fullmatch(host) or not _DIGITS.fullmatch(port) or not 0 < int(port) <= 0xFFFF:
         raise ConfigurationError(
             f"broker={shown!r}: {part!r} is no address; write kafka://host:port, "
             "or several addresses with commas between them"
