@@ -402,3 +402,31 @@ async def test_values_of_any_type_travel_as_json(mock_clock: MockClock) -> None:
         await t.send(source, {"a": [1, None]}, key=1)
         await t.settled()
         assert dict(table) == {"1": {"a": [1, None]}}
+
+
+async def test_a_removed_key_that_is_read_as_a_default_stays_removed(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    table = app.table("table", key=str, value=list[int], default=list)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for value in stream:
+            if value == 0:
+                table["a"] = [1]
+            else:
+                del table["a"]
+                assert table["a"] == []
+                assert "a" not in table
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 0)
+        await t.settled()
+        assert dict(table) == {"a": [1]}
+        await t.send(source, 1)
+        await t.settled()
+        assert dict(table) == {}
+        await t.crash()
+        assert dict(table) == {}

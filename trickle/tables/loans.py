@@ -141,6 +141,8 @@ class Loans:
             data = self._encode(mark, value)
             given = self._given.get(mark)
             if data == given or (given is not None and self._is_respelled(mark, given, data)):
+                if mark in self._defaults and self._shard.cell(mark) is not ABSENT:
+                    changes[mark] = ABSENT  # removed first, then read as a default
                 continue
             self._shard.values.verify(self._shard.keys.key(mark), value, data)
             changes[mark] = data
