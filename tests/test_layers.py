@@ -40,6 +40,7 @@ ROOMS: list[str] = [
     "consumer",
     "inboxes",
     "fetcher",
+    "calls",
     "commit",
     "ticks",
     "agents",

@@ -26,7 +26,6 @@ one event, held by one lane at a time; then it is known whose record it was, and
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 import trio
 
+from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
 from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
@@ -52,6 +52,8 @@ __all__ = ["Committer", "Enrolled"]
 logger = logging.getLogger("trickle.commit")
 
 PRESSURE_CHUNKS = 16  # how often the caches are asked whether they must be relieved
+PAUSE_S = 0.1  # before the generation after the second failure in a row; twice as long each time
+PAUSE_S_MAX = 5.0
 NARROWER = 8  # by how much the next commits shrink after one with a refused record
 
 
@@ -79,7 +81,7 @@ class _Snapshot(NamedTuple):
     dirty: list[tuple[TopicPartition, Shard[Any, Any], Changes]]
     events: int
     size: int
-    after: list[Callable[[], Awaitable[object] | object]]
+    after: list[Call]
     ticks: list[Effect]
     holder: Lane | None
 
@@ -94,6 +96,7 @@ class Committer(Service):
 
     Attributes:
         count: commits that have succeeded.
+        calls: what waits for a commit to be called.
 
     Args:
         producer: publishes.
@@ -137,6 +140,7 @@ class Committer(Service):
         self._now = now
         self._scopes: list[Enrolled] = []
         self._lock = trio.Lock()
+        self.calls = Calls()
         # When the next commit is due
         self._signal = trio.Event()
         self._since = math.inf
@@ -148,12 +152,13 @@ class Committer(Service):
         self._events = 0
         self._bytes = 0
         self._chunks = 0
-        self._after: list[Callable[[], Awaitable[object] | object]] = []
+        self._after: list[Call] = []
         self._ticks: list[Effect] = []
         self._later: list[Effect] = []  # ticks that wait for an event's own commit
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
+        self._failures = 0  # in a row
         self.chunk_max = CHUNK_MAX
         self.crowded = False
         self._limit = events_max
@@ -171,6 +176,7 @@ class Committer(Service):
         self._condemn = condemn
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+        self.nursery.start_soon(self.calls.make, name="calls after commits")
         task_status.started()
         while True:
             self._signal = trio.Event()
@@ -178,6 +184,7 @@ class Committer(Service):
                 with trio.move_on_at(self._due_at()):
                     await self._signal.wait()
                 continue
+            await self.calls.wait_made()
             try:
                 await self.commit()
             except CommitFailed as error:
@@ -193,7 +200,9 @@ class Committer(Service):
     @property
     def pending(self) -> bool:
         """Whether something may have to be committed, or a failed commit is being cleared away."""
-        return self._since != math.inf or self.broken is not None or self._lock.locked()
+        if self._since != math.inf or self.broken is not None:
+            return True
+        return self._lock.locked() or bool(self.calls)
 
     def hurry(self) -> None:
         """Commit now, without waiting for any interval."""
@@ -234,7 +243,7 @@ class Committer(Service):
         if timestamp_ms >= 0:
             self._sensor.latency(lane.agent, self._now() - timestamp_ms / 1000)
 
-    def after(self, calls: list[Callable[[], Awaitable[object] | object]]) -> None:
+    def after(self, calls: list[Call]) -> None:
         self._after.extend(calls)
         self._pend()
 
@@ -341,13 +350,11 @@ class Committer(Service):
         self._producer.release()
         self._last = trio.current_time()
         self.count += 1
+        self._failures = 0
         self._widen()
         self._pass_on()
         self._sensor.committed(self._last - started, taken.events, len(taken.plan))
-        for call in taken.after:
-            result = call()
-            if inspect.isawaitable(result):
-                await result
+        self.calls.add(taken.after)
 
     def _snapshot(self, releasing: frozenset[TopicPartition]) -> _Snapshot:
         """Step 1: take what has settled; it has no await, so each event is in it or not."""
@@ -399,7 +406,9 @@ class Committer(Service):
         self._ticks = taken.ticks + self._ticks
         self.broken = failure
         self._sensor.commit_failed(trio.current_time() - started, failure)
-        if failure.refused is not None:
+        if failure.refused is None:  # else the next commit is another one
+            self._failures += 1
+        else:
             if taken.ticks and not (taken.plan or taken.dirty):
                 return failure.refused  # nobody's but a tick's: that fails the Run
             self._narrow(failure.refused, taken.events, taken.holder)
@@ -425,6 +434,11 @@ class Committer(Service):
     def overdue(self) -> bool:
         """Tell whether the broker may have ended the transaction by itself, for its age."""
         return trio.current_time() - self._last >= self._transaction_timeout
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the next generation: none at first, longer at each failure."""
+        return min(PAUSE_S * 2 ** (self._failures - 2), PAUSE_S_MAX) if self._failures > 1 else 0
 
     def resume(self) -> None:
         """A new generation is about to open: nothing that settled before it counts any more."""

@@ -180,6 +180,13 @@ class Conductor(Service):
         except Exception as error:  # noqa: BLE001 - it ends the conductor, which raises it
             self._fail(error)
 
+    async def _open_later(
+        self, partitions: frozenset[TopicPartition], epoch: int, seconds: float
+    ) -> None:
+        """Open the assignment once more, unless it changes meanwhile."""
+        await trio.sleep(seconds)
+        await self._open(partitions, epoch)
+
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call until the broker answers; only at the start is one that is away an error."""
         said = False
@@ -405,7 +412,8 @@ class Conductor(Service):
             self._inboxes.close()
             self._committer.resume()
         if self._assigned and not self._closed:
-            self.nursery.start_soon(self._open, self._assigned, self._epoch)
+            pause = self._committer.pause
+            self.nursery.start_soon(self._open_later, self._assigned, self._epoch, pause)
 
     async def _lost_membership(self) -> bool:
         """Tell whether this worker was fenced because it had lost its place in the group."""

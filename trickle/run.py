@@ -25,6 +25,7 @@ in the same order; all errors are raised in one group at the end (see :mod:`.tre
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from trickle.stores.contract import Store
 
 __all__ = ["Run", "Surroundings", "open_run"]
+
+logger = logging.getLogger("trickle.run")
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -416,7 +419,19 @@ class Run(Service):
             await self._tree.closing(self.conductor.close)
         elif self.committer is not None:
             await self._tree.closing(self.committer.commit)
+        if self.committer is not None:
+            await self._make_last_calls(self.committer)
         await self._tree.end_after(None)
+
+    async def _make_last_calls(self, committer: Committer) -> None:
+        timeout = self.settings.drain_timeout
+        with trio.move_on_after(timeout) as scope:
+            await committer.calls.wait_made()
+        if scope.cancelled_caught:
+            logger.warning(
+                "what is called after commits (after_commit, sinks) did not end within "
+                "drain_timeout=%g s: cancelled", timeout,
+            )  # fmt: skip
 
 
 class _Late:

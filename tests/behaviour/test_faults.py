@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import trio
@@ -184,8 +185,10 @@ async def test_failed_commits(mock_clock: MockClock, fault: CommitFault, seed: i
                 await t.advance(0.15)
             if number % 20 == 0:
                 t.broker.redeliver(trickle.TopicPartition("source", number % 4), 3)
-        await t.advance(5)
+        await t.advance(30)
         await t.settled()
+        while t.broker.take_fault() is not None:
+            pass  # no commit has met it, and the last one shall not
         assert dict(counts.items()) == sent
         outputs: dict[str, list[int]] = {}
         for event in t.sent(out):
@@ -411,3 +414,78 @@ async def test_a_broker_that_goes_away_is_waited_for(mock_clock: MockClock) -> N
         await t.settled()
         assert counts["a"] == 2
         assert [e.value for e in t.sent(out)] == [1, 2]
+
+
+async def test_commits_that_fail_on_and_on_are_tried_at_a_rate(mock_clock: MockClock) -> None:
+    app, source, out, _ = counting_app()
+    async with trickle.testing.run(app) as t:
+        await t.settled()
+        faults: list[CommitFault] = ["aborted"] * 10_000
+        t.broker.fail_commits(*faults)
+        await t.send(source, 1, key="a")
+        await t.advance(60)
+        tried = 0
+        while t.broker.take_fault() is not None:
+            tried += 1
+        tried = 10_000 - tried
+        assert 10 < tried < 25
+        await t.advance(6)
+        await t.settled()
+        assert len(t.sent(out)) == 1
+
+
+async def test_a_slow_call_after_a_commit_keeps_no_revocation_waiting(
+    mock_clock: MockClock,
+) -> None:
+    """The call takes 100 s; meanwhile another worker joins, and gets its partitions at once."""
+    app = trickle.App("app", drain_timeout=5)
+    source = app.topic("source", key=str, value=int, partitions=2)
+    out = app.topic("out", key=str, value=int, partitions=2)
+    called: list[int] = []
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for event in stream.events():
+            out.send_nowait(event.value, key=event.key)
+            if event.value == 0:
+                event.after_commit(partial(trio.sleep, 100))
+            event.after_commit(lambda value=event.value: called.append(value))
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 0, key="a")
+        await t.advance(1)
+        await t.send(source, 1, key="a", partition=0)
+        await t.send(source, 2, key="a", partition=1)
+        began = trio.current_time()
+        await t.rebalance(workers=2)
+        await t.advance(1)
+        assert trio.current_time() - began < 3
+        assert sorted(e.value for e in t.sent(out)) == [0, 1, 2]
+        await t.advance(100)
+        assert called[0] == 0
+        assert sorted(called) == [0, 1, 2]
+
+
+async def test_calls_after_the_last_commit_have_the_drain_s_time(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = trickle.App("app", drain_timeout=5)
+    source = app.topic("source", value=float, partitions=1)
+    called: list[float] = []
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[float]) -> None:
+        async for event in stream.events():
+
+            async def call(seconds: float = event.value) -> None:
+                await trio.sleep(seconds)
+                called.append(seconds)
+
+            event.after_commit(call)
+
+    for seconds, done in ((4, [4.0]), (60, [4.0])):
+        async with trickle.testing.run(app) as t:
+            await t.send(source, seconds)
+            await t.advance(1)
+        assert called == done
+    assert "did not end within drain_timeout=5 s" in caplog.text

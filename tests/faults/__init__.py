@@ -8,5 +8,7 @@ what they judge.
 The order of the modules is that of a run: :mod:`.workload` makes records whose keys carry their
 oracle, :mod:`.plan` draws the faults from a seed, :mod:`.cluster` starts a broker behind the
 :mod:`.proxy`, :mod:`.workers` starts, kills and stalls processes, :mod:`.drive` carries the plan
-out, :mod:`.topics` and :mod:`.stores` read what has become of it, :mod:`.judge` compares it.
+out, :mod:`.watch` sees how long outputs are silent, :mod:`.topics` and :mod:`.stores` read what has
+become of it, :mod:`.judge` compares it. :mod:`.planted` checks the checker: it breaks the app's
+engine on purpose.
 """

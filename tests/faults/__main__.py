@@ -17,11 +17,11 @@ from pathlib import Path
 from tests.faults.cluster import Cluster
 from tests.faults.drive import Drive, Options
 from tests.faults.judge import Finding
-from tests.faults.plan import FAIL_POINTS, FAULTS, make_plan
+from tests.faults.plan import END_TXN_FATES, FAIL_POINTS, FAULTS, make_plan
 from tests.faults.verdict import Verdict, count_by_check
 from tests.faults.workload import make_items
 
-__all__ = ["main"]
+__all__ = ["check", "main"]
 
 _TOLD = 12
 
@@ -47,6 +47,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--points", default=",".join(FAIL_POINTS), help=f"fail points, of {', '.join(FAIL_POINTS)}"
     )
+    parser.add_argument(
+        "--fates", default=",".join(END_TXN_FATES), help=f"of EndTxn: {', '.join(END_TXN_FATES)}"
+    )
+    parser.add_argument("--spare", action="store_true", help="no fault hits the first worker")
+    parser.add_argument(
+        "--settle", type=float, default=150.0, help="seconds to finish in once nothing disturbs"
+    )
     parser.add_argument("--tree", default="", help="a checkout whose trickle the workers run")
     parser.add_argument("--keep", action="store_true", help="keep logs and data of a clean run")
     return parser.parse_args(argv)
@@ -54,6 +61,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the checker once; return its exit code."""
+    return 1 if check(argv) else 0
+
+
+def check(argv: list[str] | None = None) -> list[Finding]:
+    """Run the checker once, and tell of it; return what it has found."""
     given = _arguments(argv)
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 30)
     faults = [name for name in given.faults.split(",") if name]
@@ -70,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         protocol=given.protocol,
         session_timeout=given.session_timeout,
         shared=given.shared,
+        spare=given.spare,
+        settle_max=given.settle,
         tree=given.tree,
     )
     plan = make_plan(
@@ -79,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         session_timeout=given.session_timeout,
         faults=faults,
         points=given.points.split(","),
+        fates=given.fates.split(","),
     )
     items = list(make_items(seed, given.keys, int(given.seconds * given.rate)))
     _write(f"seed {seed}: {len(plan)} faults, {len(items):,} records; {given.guarantee}, "
@@ -99,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     _report(options, drive, verdict, findings, judged)
     if not findings and not given.keep:
         shutil.rmtree(directory, ignore_errors=True)
-    return 1 if findings else 0
+    return findings
 
 
 def _report(
@@ -114,6 +129,8 @@ def _report(
         ("longest drain, s", round(drive.longest_drain, 1)),
         ("starts of workers", sum(slot.starts for slot in drive.slots)),
         ("most memory, MB", _most_memory(drive)),
+        *_first_worker_s_memory(drive),
+        *_takeovers(drive),
         ("judged in, s", round(judged, 1)),
         ("findings", len(findings)),
     ]
@@ -128,6 +145,27 @@ def _report(
 def _most_memory(drive: Drive) -> int:
     samples = [rss for slot in drive.slots for rss in slot.rss_bytes.values()]
     return max(samples, default=0) >> 20
+
+
+def _first_worker_s_memory(drive: Drive) -> list[tuple[str, object]]:
+    """Return the first worker's memory over its last process's life: means over ten seconds."""
+    rss = drive.slots[0].rss_bytes
+    last = max(rss, default=0)
+    rows: list[tuple[str, object]] = []
+    for minute in (*range(1, last // 60 + 1, max(1, last // 600)), last / 60):
+        around = [size for second, size in rss.items() if abs(second - 60 * minute) <= 5]
+        if around:
+            mean = sum(around) / len(around) / (1 << 20)
+            rows.append((f"  first worker, MB, {minute:.4g} min", round(mean, 1)))
+    return rows
+
+
+def _takeovers(drive: Drive) -> list[tuple[str, object]]:
+    silences = sorted(drive.watch.takeovers()) if drive.watch is not None else []
+    if not silences:
+        return []
+    middle, longest = silences[len(silences) // 2], silences[-1]
+    return [("silence after kills, s", f"{middle:.1f} (median), {longest:.1f} (longest)")]
 
 
 def _write(text: str) -> None:

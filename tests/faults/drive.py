@@ -28,6 +28,7 @@ from tests.faults.plan import Fault
 from tests.faults.proxy import EndTxnFate
 from tests.faults.stores import copy_tables
 from tests.faults.topics import read_partition
+from tests.faults.watch import Watch
 from tests.faults.workers import Slot
 from tests.faults.workload import Feeder, Item
 
@@ -35,7 +36,6 @@ __all__ = ["Drive", "Options"]
 
 _SNAPSHOTS_MAX = 60
 _DRAIN_MAX = 15.0  # seconds that a SIGTERM may take, everything included
-_SETTLE_MAX = 150.0  # seconds that the rest may take once nothing disturbs
 _START_MAX = 30.0  # seconds after a fault of the broker in which a start may fail by it
 _WORKERS_MAX = 3  # more than there were at the start
 
@@ -47,6 +47,8 @@ class Options(NamedTuple):
         app: the app's id; all topics begin with it.
         directory: where data, logs and snapshots go.
         shared: all workers use one data directory.
+        spare: no fault hits the first worker, so that its memory can be measured.
+        settle_max: seconds that the rest may take once nothing disturbs.
     """
 
     app: str
@@ -60,6 +62,8 @@ class Options(NamedTuple):
     protocol: str
     session_timeout: float
     shared: bool
+    spare: bool
+    settle_max: float
     tree: str = ""
 
 
@@ -84,6 +88,7 @@ class Drive:
         self.snapshots: list[tuple[str, Path]] = []
         self.settled_after = 0.0
         self.longest_drain = 0.0
+        self.watch: Watch | None = None
         self.slots: list[Slot] = []
         self._wanted = options.workers
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -102,6 +107,9 @@ class Drive:
         for _ in range(self._options.workers):
             self._add_slot().start()
         self._wait_ready()
+        left = f"{self._options.app}-left"
+        self.watch = Watch(self._cluster.servers, left, self._options.partitions)
+        self.watch.start()
         self._began = time.monotonic()
         feeder.start()
         self._carry_out(feeder)
@@ -164,7 +172,9 @@ class Drive:
             self._snapshot(slot, f"killed at {armed}")
         elif state == "ending":
             self.longest_drain = max(self.longest_drain, time.monotonic() - slot.told_at)
-            if code and not (slot.told_twice and code == 3):
+            # Before it has said anything it may still be at its imports, where a signal ends it.
+            early = code == -signal.SIGTERM and not slot.last_output()
+            if code and not early and not (slot.told_twice and code == 3):
                 self._find("exit", f"worker {slot.number} was told to end, and did so with exit "
                            f"code {code}:\n{slot.tail()}")  # fmt: skip
         elif code == 1 and self._disturbed_at_start(slot):
@@ -219,7 +229,8 @@ class Drive:
         return slot
 
     def _pick(self, number: int) -> Slot | None:
-        running = [slot for slot in self.slots if slot.state == "running"]
+        spared = 1 if self._options.spare else 0
+        running = [slot for slot in self.slots[spared:] if slot.state == "running"]
         return running[number % len(running)] if running else None
 
     def _snapshot(self, slot: Slot, why: str) -> None:
@@ -232,6 +243,8 @@ class Drive:
 
     def _kill(self, slot: Slot, restart_in: float) -> None:
         slot.kill()
+        if self.watch is not None:
+            self.watch.note_kill()
         self._snapshot(slot, "killed")
         slot.restart_at = time.monotonic() + restart_in
 
@@ -369,7 +382,7 @@ class Drive:
         """Wait until all is done, as the committed offsets tell."""
         began = time.monotonic()
         behind: dict[tuple[str, int], int] = {}
-        while time.monotonic() - began < _SETTLE_MAX:
+        while time.monotonic() - began < self._options.settle_max:
             for _ in range(10):
                 self._tick()
             try:
@@ -381,8 +394,10 @@ class Drive:
                 self._say(f"settled after {self.settled_after:.1f} s")
                 return
         logs = "\n".join(slot.tail(8) for slot in self.slots)
-        text = f"{_SETTLE_MAX:g} s after the last fault the group is behind at {len(behind)} "
-        self._find("lag", f"{text}partitions: {dict(sorted(behind.items())[:5])}\n{logs}")
+        text = f"{self._options.settle_max:g} s after the last fault the group is behind at "
+        self._find(
+            "lag", f"{text}{len(behind)} partitions: {dict(sorted(behind.items())[:5])}\n{logs}"
+        )
 
     def _behind(self) -> dict[tuple[str, int], int]:
         """Return how far the group is behind, by partition; a commit's marker may be left."""
@@ -418,6 +433,8 @@ class Drive:
 
     def close(self) -> None:
         """End what still runs."""
+        if self.watch is not None:
+            self.watch.stop()
         for slot in self.slots:
             if slot.state in {"running", "stopped", "ending"}:
                 slot.kill()

@@ -10,7 +10,7 @@ import random
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-__all__ = ["FAIL_POINTS", "FAULTS", "Fault", "make_plan"]
+__all__ = ["END_TXN_FATES", "FAIL_POINTS", "FAULTS", "Fault", "make_plan"]
 
 FAIL_POINTS = {
     "commit-snapshot": 40,
@@ -23,6 +23,9 @@ FAIL_POINTS = {
     "recovery-write": 3,
 }
 """Where a worker can be made to die, and at which pass through it at most."""
+
+END_TXN_FATES = ("swallow", "cut", "late")
+"""What can become of an EndTxn; see :mod:`.proxy`."""
 
 FAULTS = {
     "kill": 3,
@@ -86,6 +89,7 @@ def make_plan(
     session_timeout: float,
     faults: Collection[str] = FAULTS,
     points: Collection[str] = FAIL_POINTS,
+    fates: Collection[str] = END_TXN_FATES,
 ) -> list[Fault]:
     """Return the faults of a seed, in order of time.
 
@@ -96,18 +100,22 @@ def make_plan(
         session_timeout: the workers' own, which some faults must outlast.
         faults: those to draw from.
         points: the fail points to draw from.
+        fates: those of an EndTxn to draw from.
 
     Raises:
-        ValueError: a fault or a fail point that does not exist.
+        ValueError: a fault, a fail point or a fate that does not exist.
     """
-    unknown = sorted((set(faults) - FAULTS.keys()) | (set(points) - FAIL_POINTS.keys()))
+    known = [*FAULTS, *FAIL_POINTS, *END_TXN_FATES]
+    unknown = sorted({*faults, *points, *fates}.difference(known))
     if unknown:
-        known = ", ".join([*FAULTS, *FAIL_POINTS])
-        raise ValueError(f"there are no faults or fail points {unknown}: choose of {known}")
+        raise ValueError(
+            f"there are no faults or fail points {unknown}: choose of {', '.join(known)}"
+        )
     dice = random.Random(f"plan {seed}")
     kinds = [kind for kind in FAULTS if kind in faults]
     rounds = _rounds(dice, [point for point in FAIL_POINTS if point in points])
-    return list(_draw(dice, seconds, every, session_timeout, kinds, rounds))
+    chosen = [fate for fate in END_TXN_FATES if fate in fates]
+    return list(_draw(dice, seconds, every, session_timeout, kinds, rounds, chosen))
 
 
 def _rounds(dice: random.Random, points: list[str]) -> Iterator[str]:
@@ -123,17 +131,18 @@ def _draw(
     session: float,
     kinds: list[str],
     points: Iterator[str],
+    fates: list[str],
 ) -> Iterator[Fault]:
     at = every * dice.uniform(0.5, 1.5)
     while kinds and at < seconds:
         kind = dice.choices(kinds, [FAULTS[kind] for kind in kinds])[0]
-        lasts, detail = _particulars(dice, kind, session, points)
+        lasts, detail = _particulars(dice, kind, session, points, fates)
         yield Fault(round(at, 2), kind, dice.randrange(1000), round(lasts, 2), detail)
         at += every * dice.uniform(0.5, 1.5)
 
 
 def _particulars(
-    dice: random.Random, kind: str, session: float, points: Iterator[str]
+    dice: random.Random, kind: str, session: float, points: Iterator[str], fates: list[str]
 ) -> tuple[float, str]:
     match kind:
         case "failpoint":
@@ -150,7 +159,7 @@ def _particulars(
         case "blackhole":
             return dice.uniform(1, 9), ""
         case "endtxn":
-            return dice.uniform(2, 8), dice.choice(["swallow", "cut", "late"])
+            return dice.uniform(2, 8), dice.choice(fates)
         case "broker":
             return dice.uniform(0, 3), dice.choice(["kill", "stop"])
         case _:

@@ -3,7 +3,9 @@
 It knows one thing of Kafka's protocol: each request is its length in four bytes, then the number
 of its kind in two, a version in two, and a correlation id in four; each answer is its length and
 that id. So it can tell which answer belongs to an EndTxn. One that is detained goes to the broker
-seconds later, by a connection of the proxy's own: its producer has long given it up by then.
+seconds later, by a connection of the proxy's own: its producer has long given it up by then. Before
+that its connection is cut, at a time when a producer must have given it up as well: one that still
+waits sends it again, and the first one comes in the middle of what it has begun since.
 
 Each connection has a thread a direction; faults are looked at for each piece that passes.
 """
@@ -23,6 +25,7 @@ _END_TXN = 26
 _HEAD = struct.Struct(">ihhi")
 _PIECE = 1 << 16
 _DETAINED = 11.0  # seconds: more than the app under test waits for a commit
+_CUT_AFTER = 9.0  # seconds: likewise
 
 EndTxnFate = Literal["", "swallow", "cut", "late"]
 
@@ -41,6 +44,7 @@ class Proxy:
         self._end_txn: EndTxnFate = ""
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
+        self._detained: set[bytes] = set()  # what is the same in an EndTxn that is sent again
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def close(self) -> None:
@@ -63,6 +67,7 @@ class Proxy:
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
+            connection.lost = True
             connection.reset()
 
     def delay(self, seconds: float) -> None:
@@ -108,13 +113,30 @@ class Proxy:
         """What becomes of an EndTxn now."""
         return self._end_txn
 
-    def detain(self, request: bytes) -> None:
-        """Send a request some seconds later; nobody waits for its answer any more."""
-        timer = threading.Timer(_DETAINED, self._send_late, (request,))
-        timer.daemon = True
-        timer.start()
+    def detain(self, request: bytes, connection: _Connection) -> bool:
+        """Send a request some seconds later, after its connection was cut; False: not again.
 
-    def _send_late(self, request: bytes) -> None:
+        A cut before that, by another fault, takes it along.
+        """
+        body = request[_HEAD.size :]
+        with self._lock:
+            if body in self._detained:
+                return False
+            self._detained.add(body)
+        for seconds, call, what in (
+            (_CUT_AFTER, connection.reset, ()),
+            (_DETAINED, self._send_late, (request, connection)),
+        ):
+            timer = threading.Timer(seconds, call, what)
+            timer.daemon = True
+            timer.start()
+        return True
+
+    def _send_late(self, request: bytes, connection: _Connection) -> None:
+        with self._lock:
+            self._detained.discard(request[_HEAD.size :])
+        if connection.lost:
+            return
         with (
             contextlib.suppress(OSError, EOFError),
             socket.create_connection(("127.0.0.1", self.target), timeout=5) as broker,
@@ -129,12 +151,17 @@ class Proxy:
 
 
 class _Connection:
-    """One connection of a client, and ours to the broker for it."""
+    """One connection of a client, and ours to the broker for it.
+
+    Attributes:
+        lost: cut by a fault of its own, with all that was on its way.
+    """
 
     def __init__(self, proxy: Proxy, client: socket.socket, broker: socket.socket) -> None:
         self._proxy = proxy
         self._client = client
         self._broker = broker
+        self.lost = False
         self._ending: set[int] = set()  # correlation ids of EndTxn requests on their way
         for one in (client, broker):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -163,8 +190,8 @@ class _Connection:
         while True:
             frame = _frame(self._client)
             _, kind, _, correlation = _HEAD.unpack_from(frame)
-            if kind == _END_TXN and self._proxy.fate_of_end_txn == "late":
-                self._proxy.detain(frame)
+            late = kind == _END_TXN and self._proxy.fate_of_end_txn == "late"
+            if late and self._proxy.detain(frame, self):
                 continue
             if kind == _END_TXN:
                 self._ending.add(correlation)

@@ -14,8 +14,10 @@ from tests.faults import judge
 from tests.faults.judge import Counted
 from tests.faults.partitions import partitions_of
 from tests.faults.plan import FAIL_POINTS, FAULTS, make_plan
+from tests.faults.planted import BUGS, plant
 from tests.faults.stores import Dump, DumpError, environments, read_environments
 from tests.faults.topics import Record
+from tests.faults.watch import Silence, Watch
 from tests.faults.workload import Item, make_items, read_key
 
 ITEMS = list(make_items(seed=7, keys=20, records=400))
@@ -219,3 +221,20 @@ def test_what_cannot_be_read_is_told_and_ends_nothing(tmp_path: Path) -> None:
     assert "MDB_INVALID" in str(second)
     assert rest == [[]] * len(cut)
     assert last == [Dump("t", 2, 4, {b"a": b"7"})]
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_the_bugs_can_be_planted(tmp_path: Path, name: str) -> None:
+    plant(BUGS[name], tmp_path)
+    source = (tmp_path / "trickle" / BUGS[name].module).read_text(encoding="utf-8")
+    compile(source, BUGS[name].module, "exec")
+
+
+# What is watched
+
+
+def test_a_kill_s_silence_is_the_longest_that_it_falls_into_or_that_follows_at_once() -> None:
+    watch = Watch("127.0.0.1:1", "topic", 2)
+    watch.silences = [Silence(0, 5, 12), Silence(1, 10.5, 13), Silence(1, 20, 22)]
+    kills = [10.0, 15.0]
+    assert [watch.after(kill) for kill in kills] == [3.0, 0.0]

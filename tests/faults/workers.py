@@ -135,7 +135,11 @@ class Slot:
 
     def was_ready(self) -> bool:
         """Tell whether the last process had joined its group."""
-        return "ready after" in self.output().rpartition("--- start ")[2]
+        return "ready after" in self.last_output()
+
+    def last_output(self) -> str:
+        """Return what the last process has said."""
+        return self.output().rpartition("--- start ")[2].partition("\n")[2]
 
     def tail(self, lines: int = 12) -> str:
         """Return the last lines of its output."""

@@ -1,0 +1,55 @@
+"""Calls that wait for a commit: ``event.after_commit`` and sinks that are functions.
+
+They are made in order, once the commit that holds their event has succeeded, in a task of their
+own: a slow one keeps neither a revocation nor the commit before it waiting. The committer makes no
+further commit by itself until they are made, so they are never more than those of a few commits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeAlias
+
+import trio
+
+__all__ = ["Call", "Calls"]
+
+Call: TypeAlias = Callable[[], Awaitable[object] | object]
+
+
+class Calls:
+    """What is to be called, in order."""
+
+    def __init__(self) -> None:
+        self._due: deque[Call] = deque()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def __bool__(self) -> bool:
+        return bool(self._due)
+
+    def add(self, calls: Iterable[Call]) -> None:
+        """Call these as well; their commit has succeeded."""
+        self._due.extend(calls)
+        self._changed.unpark_all()
+
+    async def make(self) -> None:
+        """Make them, for ever; what one raises ends it."""
+        try:
+            while True:
+                while not self._due:
+                    await self._changed.park()
+                result = self._due[0]()
+                if inspect.isawaitable(result):
+                    await result
+                self._due.popleft()
+                self._changed.unpark_all()
+        finally:
+            self._due.clear()
+            self._changed.unpark_all()
+
+    async def wait_made(self) -> None:
+        """Wait until none is left."""
+        while self._due:
+            await self._changed.park()
