@@ -50,6 +50,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--fates", default=",".join(END_TXN_FATES), help=f"of EndTxn: {', '.join(END_TXN_FATES)}"
     )
+    parser.add_argument(
+        "--takeover", type=float, default=0.0, help="seconds that a kill may cost any partition"
+    )
     parser.add_argument("--spare", action="store_true", help="no fault hits the first worker")
     parser.add_argument(
         "--settle", type=float, default=150.0, help="seconds to finish in once nothing disturbs"
@@ -108,7 +111,8 @@ def check(argv: list[str] | None = None) -> list[Finding]:
         began = time.monotonic()
         verdict.judge()
         judged = time.monotonic() - began
-        findings = drive.findings + verdict.findings
+        findings = drive.findings + verdict.findings + _too_late(drive, given.takeover)
+        findings += _leak(drive) if given.spare else []
         if findings:
             shutil.copy(cluster.broker.log, directory / "broker.log")
     _report(options, drive, verdict, findings, judged)
@@ -147,17 +151,40 @@ def _most_memory(drive: Drive) -> int:
     return max(samples, default=0) >> 20
 
 
-def _first_worker_s_memory(drive: Drive) -> list[tuple[str, object]]:
-    """Return the first worker's memory over its last process's life: means over ten seconds."""
+def _memory_at(drive: Drive, seconds: float) -> float | None:
+    """Return the first worker's resident memory in MB: a mean over ten seconds of its life."""
     rss = drive.slots[0].rss_bytes
-    last = max(rss, default=0)
-    rows: list[tuple[str, object]] = []
-    for minute in (*range(1, last // 60 + 1, max(1, last // 600)), last / 60):
-        around = [size for second, size in rss.items() if abs(second - 60 * minute) <= 5]
-        if around:
-            mean = sum(around) / len(around) / (1 << 20)
-            rows.append((f"  first worker, MB, {minute:.4g} min", round(mean, 1)))
-    return rows
+    around = [size for second, size in rss.items() if abs(second - seconds) <= 5]
+    return sum(around) / len(around) / (1 << 20) if around else None
+
+
+def _first_worker_s_memory(drive: Drive) -> list[tuple[str, object]]:
+    last = max(drive.slots[0].rss_bytes, default=0) / 60
+    minutes = [float(minute) for minute in (1, 2, 5, 10, 15, 20, 25) if minute < last]
+    return [
+        (f"  first worker, MB, {minute:.3g} min", round(memory, 1))
+        for minute in [*minutes, last]
+        if (memory := _memory_at(drive, 60 * minute)) is not None
+    ]
+
+
+def _leak(drive: Drive) -> list[Finding]:
+    """Compare the memory of a worker that was spared after five minutes with that at its end."""
+    last = max(drive.slots[0].rss_bytes, default=0)
+    early, late = _memory_at(drive, 300), _memory_at(drive, last)
+    if last < 600 or early is None or late is None or late <= 1.1 * early:
+        return []
+    text = f"the first worker held {early:.1f} MB after 5 minutes, and {late:.1f} after"
+    return [Finding("memory", f"{text} {last / 60:.1f}")]
+
+
+def _too_late(drive: Drive, limit: float) -> list[Finding]:
+    silences = drive.watch.takeovers() if drive.watch is not None and limit else []
+    return [
+        Finding("takeover", f"after kill {number} a partition was silent for {silence:.1f} s")
+        for number, silence in enumerate(silences, 1)
+        if silence > limit
+    ]
 
 
 def _takeovers(drive: Drive) -> list[tuple[str, object]]:

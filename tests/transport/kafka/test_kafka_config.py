@@ -7,11 +7,11 @@ import logging
 import pytest
 from confluent_kafka import KafkaError
 
-from trickle.exceptions import ConfigurationError, RecordRefused
+from trickle.exceptions import BrokerUnavailable, ConfigurationError, RecordRefused
 from trickle.transport.contract import ConsumerOptions, ProducerOptions, TopicSpec, TransportOptions
 from trickle.transport.kafka.admin import topic_config
 from trickle.transport.kafka.config import read_config
-from trickle.transport.kafka.errors import refused_by
+from trickle.transport.kafka.errors import failed, refused_by
 from trickle.transport.kafka.logs import ClientLog
 
 LOGGER = "trickle.transport.kafka"
@@ -139,3 +139,15 @@ def test_a_broker_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) ->
         ),
         "OTHER: took 5 ms",
     ]
+
+
+@pytest.mark.parametrize("name", ["_NOENT", "_TRANSPORT", "NOT_LEADER_FOR_PARTITION"])
+def test_what_may_pass_by_itself_is_an_unavailable_broker(name: str) -> None:
+    """A partition without a leader ("No leaders found") is waited for as a broker that is away."""
+    error = KafkaError(getattr(KafkaError, name))
+    assert isinstance(failed("kafka://h:1", 1, "looking", error), BrokerUnavailable)
+
+
+def test_what_does_not_pass_is_no_unavailable_broker() -> None:
+    error = KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+    assert not isinstance(failed("kafka://h:1", 1, "looking", error), BrokerUnavailable)

@@ -29,6 +29,7 @@ from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
     AWAY,
+    PASSING,
     STALE,
     UNKNOWN_TOPIC,
     error_of,
@@ -158,7 +159,7 @@ class KafkaAdmin:
                 entries = future.result(_left(deadline))
             except KafkaException as raised:
                 error = error_of(raised)
-                if error.code() in AWAY:
+                if error.code() in PASSING:
                     raise
                 self._log.error(error)  # not allowed to look: the broker itself will judge
                 continue
@@ -200,7 +201,7 @@ class KafkaAdmin:
                     error = error_of(raised)
                     if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
                         pass  # somebody declares the same topics at the same time
-                    elif error.code() in AWAY or error.retriable():
+                    elif error.code() in PASSING or error.retriable():
                         if time.monotonic() > deadline:
                             raise
                         time.sleep(_PAUSE)
@@ -227,7 +228,7 @@ class KafkaAdmin:
                 error = error_of(raised)
                 if error.code() in UNKNOWN_TOPIC:
                     continue
-                if error.code() in AWAY:
+                if error.code() in PASSING:
                     raise
                 raise TopicError(f"the topic {name!r} was not deleted: {said(error)}") from raised
         self._wait_for(list(names), deadline, there=False)
@@ -265,7 +266,7 @@ class KafkaAdmin:
                 future.result(_left(deadline))
             except KafkaException as raised:
                 error = error_of(raised)
-                if error.code() in AWAY:
+                if error.code() in PASSING:
                     raise
                 raise TopicError(
                     f"records of topic {partition.topic!r}, partition {partition.partition}, "
@@ -339,7 +340,7 @@ class KafkaAdmin:
                 error = error_of(raised)
                 if error.code() == KafkaError.GROUP_ID_NOT_FOUND:
                     return {}
-                if error.code() not in AWAY or time.monotonic() > deadline:
+                if error.code() not in PASSING or time.monotonic() > deadline:
                     raise
             time.sleep(_PAUSE)  # the coordinator of a group moves, or begins to be one
         return {

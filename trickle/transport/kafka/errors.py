@@ -21,6 +21,7 @@ __all__ = [
     "FENCED",
     "MEMBERSHIP",
     "OUT_OF_RANGE",
+    "PASSING",
     "REFUSED",
     "STALE",
     "UNKNOWN_TOPIC",
@@ -104,6 +105,9 @@ STALE = frozenset(
 )
 """The client's picture of the cluster is of the past: look again, then try again."""
 
+PASSING = AWAY | STALE
+"""What may pass by itself."""
+
 REFUSED = UNKNOWN_TOPIC | {
     KafkaError.INVALID_MSG_SIZE,
     KafkaError.INVALID_RECORD,
@@ -159,7 +163,7 @@ def unavailable(url: str, timeout: float, what: str, error: KafkaError | None) -
 
 def failed(url: str, timeout: float, what: str, error: KafkaError) -> TransportError:
     """Return the error for a call that failed: unavailable, or with the client's words."""
-    if error.code() in AWAY or error.code() in STALE:  # tried until the timeout
+    if error.code() in PASSING:
         return unavailable(url, timeout, what, error)
     return TransportError(f"{what} failed at broker={url!r}: {said(error)}")
 
