@@ -6,8 +6,9 @@ own with a group and a data directory of its own, and a ratio is taken between n
 broker serves all. What the workloads are is told in :mod:`benchmarks.contestants`.
 
 The table shows each contestant's lowest, median and highest figure, its ratio to the bare client,
-CPU time per record and peak memory; all single runs are in the JSON file in benchmarks/results/.
-A run whose result is wrong is void, whatever its figure.
+CPU time per record with its own ratio (which a busy machine disturbs least) and peak memory; all
+single runs are in the JSON file in benchmarks/results/. A run whose result is wrong is void,
+whatever its figure.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.checks import check_counts, check_outputs
 from benchmarks.contestants import WORKLOADS, Contestant, Place, Workload
-from benchmarks.data import RECORDS, declare, fill, fill_kafka, topic_of
+from benchmarks.data import RECORDS, declare, fill, fill_kafka, restored, topic_of
 from benchmarks.latency import measure_latency
 from benchmarks.processes import Void, first_record, kept, to_the_end
 from tests.kafka_broker import KafkaBroker
+from trickle.tables.recovery import CHANGELOG_HEADERS
 
 __all__ = ["main"]
 
@@ -84,15 +87,15 @@ class Bench:
     def _attempt(self, name: str, one: Contestant, shared: Path) -> Run:
         workload = WORKLOADS[name]
         self._runs += 1
-        place = self._place(name, one, shared)
-        place.directory.mkdir()
         try:
+            place = self._place(name, one, shared)
+            place.directory.mkdir()
             if workload.how == "startup":
                 return first_record(one, place)
             if workload.how == "latency":
                 with kept(one, place):
                     return measure_latency(self._bootstrap, place.topic, place.out)
-            result = to_the_end(one, place)
+            result = to_the_end(one.command(place))
             if wrong := self._wrong(workload, one, place):
                 raise Void(wrong)
         except Void as error:
@@ -110,42 +113,54 @@ class Bench:
         return ""
 
     def _place(self, name: str, one: Contestant, shared: Path) -> Place:
-        """Make what a run needs on the broker."""
+        """Make what a run needs on the broker, and say where it works."""
         workload = WORKLOADS[name]
         records = int(self._records * one.share)
         group = f"bench-{name}-{self._runs}-{os.getpid()}"
         out, topic = f"{group}-out", EMPTY
-        if workload.recovery:
-            group = f"bench-restore-{records}"
-            out = one.changelog(group)
-            self._make(out, workload, one, records)
-        elif workload.check == "counts":
-            out = one.changelog(group)
-        elif workload.how == "latency" or workload.check == "outputs":
-            declare(self._bootstrap, out)
         if workload.how == "latency":
             topic = f"{group}-in"
             declare(self._bootstrap, topic)
         elif workload.kind is not None:
             topic = topic_of(workload.kind, records)
-        if workload.kafka:
-            self._make(topic, workload, one, records)
+        if workload.how == "latency" or workload.check == "outputs":
+            declare(self._bootstrap, out)
+        elif workload.check == "counts":
+            out = one.changelog(group, topic)
+        if workload.recovery:
+            group = f"bench-{one.name if one.prepare else 'restore'}"
+            topic = topic_of("fresh", records) if one.prepare else EMPTY
+            out = one.changelog(group, topic)
         directory = shared / f"run-{self._runs}"
-        return Place(self._bootstrap, group, topic, out, records, directory, shared)
+        place = Place(self._bootstrap, group, topic, out, records, directory, shared)
+        if workload.kafka and workload.how != "latency":
+            self._once(topic, lambda: self._fill(topic, workload, records))
+        if workload.recovery:
+            self._once(out, lambda: self._changelog(one, place))
+        return place
 
-    def _make(self, topic: str, workload: Workload, one: Contestant, records: int) -> None:
-        """Declare and fill a topic that all runs share, once."""
-        if topic in self._made or workload.how == "latency":
-            return
-        self._made.add(topic)
-        self._say(f"filling {topic}")
+    def _once(self, what: str, make: Callable[[], None]) -> None:
+        """Make what all runs share, when it is first needed."""
+        if what not in self._made:
+            self._say(f"filling {what}")
+            make()
+            self._made.add(what)
+
+    def _fill(self, topic: str, workload: Workload, records: int) -> None:
         if topic == EMPTY:
             declare(self._bootstrap, topic)
-        elif workload.recovery:
-            declare(self._bootstrap, topic, **{"cleanup.policy": "compact"})
-            fill(self._bootstrap, topic, one.pairs(records), one.headers)
-        elif workload.kind is not None:
-            fill_kafka(self._bootstrap, workload.kind, records)
+        else:
+            fill_kafka(self._bootstrap, workload.kind or "fresh", records)
+
+    def _changelog(self, one: Contestant, place: Place) -> None:
+        """Write a changelog to recover from: what one holds is the contestant's own business."""
+        if one.prepare is None:
+            declare(self._bootstrap, place.out, **{"cleanup.policy": "compact"})
+            headers = dict[str, str | bytes | None](CHANGELOG_HEADERS)
+            fill(self._bootstrap, place.out, restored(place.records), headers)
+            return
+        with tempfile.TemporaryDirectory(prefix="trickle-bench-") as directory:
+            to_the_end(one.prepare(msgspec.structs.replace(place, directory=Path(directory))))
 
     def _say(self, what: str) -> None:
         self._console.print(f"[dim]{what}", highlight=False)
@@ -172,7 +187,8 @@ def _ratios(workload: Workload, run: Run, before: Run) -> dict[str, float]:
     """Return a run's ratio to its neighbour, the bare client just before it, for each figure."""
     if "void" in run or "void" in before:
         return {}
-    return {field: run[field] / before[field] for _, field, _ in _figures(workload)}
+    fields = [field for _, field, _ in _figures(workload)] + ["cpu_us"]
+    return {field: run[field] / before[field] for field in fields if field in run}
 
 
 def _short(workload: Workload, run: Run) -> str:
@@ -186,26 +202,38 @@ def show(name: str, results: dict[str, list[Run]], console: Console) -> None:
     workload = WORKLOADS[name]
     table = Table(title=workload.title, title_justify="left")
     table.add_column("contestant")
-    for title in ("min", "median", "max", "ratio", "CPU µs", "MB"):
+    for title in ("min", "median", "max", "ratio", "CPU µs", "ratio", "MB"):
         table.add_column(title, justify="right")
     for contestant, runs in results.items():
         good = [run for run in runs if "void" not in run]
         for what, field, by in _figures(workload):
-            if not good:
+            if good:
+                table.add_row(contestant + what, *_row(good, field, by))
+            else:
                 table.add_row(contestant + what, "void")
-                continue
-            figures = [run[field] / by for run in good]
-            ratios = [run["ratios"][field] for run in good if run.get("ratios")]
-            cpu = [run["cpu_us"] for run in good if "cpu_us" in run]
-            memory = [run["peak_mb"] for run in good if "peak_mb" in run]
-            table.add_row(
-                contestant + what,
-                *(_number(figure) for figure in (min(figures), median(figures), max(figures))),
-                f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "",
-                f"{median(cpu):.2f}" if cpu else "",
-                f"{max(memory):,.0f}" if memory else "",
-            )
+        if any(run.get("warm_per_second") for run in good):
+            rates = [run["warm_per_second"] / 1000 for run in good]
+            table.add_row(f"{contestant}, warm", *_spread(rates))
     console.print(table)
+
+
+def _row(runs: list[Run], field: str, by: float) -> list[str]:
+    """Return one line of the table without its name."""
+    ratios = [run["ratios"][field] for run in runs if run.get("ratios")]
+    cpu = [run["cpu_us"] for run in runs if "cpu_us" in run]
+    shares = [run["ratios"]["cpu_us"] for run in runs if "cpu_us" in run.get("ratios", {})]
+    memory = [run["peak_mb"] for run in runs if "peak_mb" in run]
+    return [
+        *_spread([run[field] / by for run in runs]),
+        f"{median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})" if ratios else "",
+        f"{median(cpu):.2f}" if cpu else "",
+        f"{median(shares):.1f}" if shares else "",
+        f"{max(memory):,.0f}" if memory else "",
+    ]
+
+
+def _spread(figures: list[float]) -> list[str]:
+    return [_number(figure) for figure in (min(figures), median(figures), max(figures))]
 
 
 def _number(figure: float) -> str:

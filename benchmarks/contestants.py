@@ -19,14 +19,14 @@ The bare client stands first in each: the others are compared with it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from benchmarks.data import Kind
-from trickle.tables.recovery import CHANGELOG_HEADERS
+from benchmarks.environments import java_classes, python_of
 
 __all__ = ["WORKLOADS", "Contestant", "Place", "Workload"]
 
@@ -57,12 +57,6 @@ class Place(msgspec.Struct, frozen=True):
 Command = Callable[[Place], list[str]]
 
 
-def restored_pairs(records: int) -> Iterator[tuple[bytes, bytes]]:
-    """Make a changelog of so many keys: text, and counts as JSON."""
-    for number in range(records):
-        yield b"N%07d" % number, b"%d" % number
-
-
 class Contestant(msgspec.Struct, frozen=True, kw_only=True):
     """Something that does a workload.
 
@@ -71,19 +65,17 @@ class Contestant(msgspec.Struct, frozen=True, kw_only=True):
         command: from the place of a run to the process that does it and prints one JSON line. A
             peer with an environment of its own has its own interpreter in it.
         share: of the records: the slow ones read a shorter topic.
-        changelog: its name, from the group's.
+        changelog: its name, from the group's and the topic's.
         value: from a changelog's value to the number in it.
-        pairs: what a changelog of so many keys holds.
-        headers: and what its records carry.
+        prepare: writes the changelog that is to be recovered; without it the benchmark does so.
     """
 
     name: str
     command: Command
     share: float = 1.0
-    changelog: Callable[[str], str] = "{}-counts-changelog".format
+    changelog: Callable[[str, str], str] = "{0}-counts-changelog".format
     value: Callable[[bytes], int] = int
-    pairs: Callable[[int], Iterator[tuple[bytes, bytes]]] = restored_pairs
-    headers: dict[str, str | bytes | None] | None = None
+    prepare: Command | None = None
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,8 +141,76 @@ def _trickle(
     ]
 
 
+def peer(name: str, workload: str, guarantee: Guarantee, interval: float) -> Command:
+    """Give the command of a peer, with the seconds between its commits."""
+
+    def command(place: Place) -> list[str]:
+        if name == "kafka-streams":
+            program = ["java", "-cp", java_classes(), *JVM, "Bench"]
+        else:
+            program = [python_of(name), "-m", f"benchmarks.peers.{name}"]
+        return [
+            *(*program, workload, "--guarantee", guarantee, "--commit-interval", str(interval)),
+            *("--bootstrap", place.bootstrap, "--group", place.group),
+            *("--topic", place.topic, "--out", place.out, "--records", str(place.records)),
+            *("--data-dir", str(place.directory)),
+        ]
+
+    return command
+
+
+JVM = ("-XX:+UseSerialGC", "-Xmx1g")
 SLOWLY = 2.0  # seconds between commits, as the bare client has them where it is at-least-once
 NO_LINGER = '{"linger.ms": 0}'
+
+
+def quix(
+    workload: str, guarantee: Guarantee, interval: float = SLOWLY, *, name: str = "quix"
+) -> Contestant:
+    """Give Quix Streams."""
+    return Contestant(
+        name=name,
+        command=peer("quix", workload, guarantee, interval),
+        share=0.25,
+        changelog="changelog__{0}--{1}--default".format,
+        prepare=peer("quix", "count", "at_least_once", SLOWLY),
+    )
+
+
+def faust(workload: str, guarantee: Guarantee, interval: float = SLOWLY) -> Contestant:
+    """Give Faust."""
+    return Contestant(
+        name="faust",
+        command=peer("faust", workload, guarantee, interval),
+        share=0.05,
+        changelog="{0}-counts-changelog".format,
+        prepare=peer("faust", "count", "at_least_once", SLOWLY),
+    )
+
+
+def bytewax(workload: str) -> Contestant:
+    """Give bytewax."""
+    return Contestant(
+        name="bytewax", command=peer("bytewax", workload, "at_least_once", SLOWLY), share=0.25
+    )
+
+
+def kafka_streams(
+    workload: str, guarantee: Guarantee, interval: float = SLOWLY, *, name: str = "kafka-streams"
+) -> Contestant:
+    """Give Kafka Streams."""
+    return Contestant(
+        name=name,
+        command=peer("kafka-streams", workload, guarantee, interval),
+        changelog="{0}-counts-changelog".format,
+        value=_long,
+        prepare=peer("kafka-streams", "count", "at_least_once", SLOWLY),
+    )
+
+
+def _long(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
 
 WORKLOADS: dict[str, Workload] = {
     "stateless": Workload(
@@ -160,6 +220,10 @@ WORKLOADS: dict[str, Workload] = {
             Contestant(
                 name="trickle", command=trickle("stateless", "at_least_once", interval=SLOWLY)
             ),
+            quix("stateless", "at_least_once"),
+            faust("stateless", "at_least_once"),
+            bytewax("stateless"),
+            kafka_streams("stateless", "at_least_once"),
         ),
     ),
     "pipe": Workload(
@@ -168,6 +232,10 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("pipe")),
             Contestant(name="trickle", command=trickle("pipe", "at_least_once", interval=SLOWLY)),
+            quix("pipe", "at_least_once"),
+            faust("pipe", "at_least_once"),
+            bytewax("pipe"),
+            kafka_streams("pipe", "at_least_once"),
         ),
     ),
     "pipe-eo": Workload(
@@ -176,6 +244,9 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("pipe", "exactly_once")),
             Contestant(name="trickle", command=trickle("pipe")),
+            quix("pipe", "exactly_once", 0.1),
+            faust("pipe", "exactly_once", 0.1),
+            kafka_streams("pipe", "exactly_once", 0.1),
         ),
     ),
     "count": Workload(
@@ -184,6 +255,11 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("count")),
             Contestant(name="trickle", command=trickle("count")),
+            quix("count", "exactly_once", 0.1),
+            quix("count", "at_least_once", 5.0, name="quix-defaults"),
+            faust("count", "at_least_once"),
+            kafka_streams("count", "exactly_once", 0.1),
+            kafka_streams("count", "at_least_once", 5.0, name="kafka-streams-defaults"),
         ),
     ),
     "fresh": Workload(
@@ -193,6 +269,9 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("count")),
             Contestant(name="trickle", command=trickle("count")),
+            quix("count", "exactly_once", 0.1),
+            faust("count", "at_least_once"),
+            kafka_streams("count", "exactly_once", 0.1),
         ),
     ),
     "recovery": Workload(
@@ -200,18 +279,11 @@ WORKLOADS: dict[str, Workload] = {
         kind=None,
         recovery=True,
         contestants=(
-            Contestant(
-                name="bare",
-                command=bare("recovery"),
-                changelog="{}-restored-changelog".format,
-                headers=dict(CHANGELOG_HEADERS),
-            ),
-            Contestant(
-                name="trickle",
-                command=trickle("recovery"),
-                changelog="{}-restored-changelog".format,
-                headers=dict(CHANGELOG_HEADERS),
-            ),
+            Contestant(name="bare", command=bare("recovery")),
+            Contestant(name="trickle", command=trickle("recovery")),
+            quix("recovery", "at_least_once"),
+            faust("recovery", "at_least_once"),
+            kafka_streams("recovery", "at_least_once"),
         ),
     ),
     "latency": Workload(
@@ -223,6 +295,10 @@ WORKLOADS: dict[str, Workload] = {
             Contestant(
                 name="trickle", command=trickle("latency", "at_least_once", client=NO_LINGER)
             ),
+            quix("latency", "at_least_once"),
+            faust("latency", "at_least_once"),
+            bytewax("latency"),
+            kafka_streams("latency", "at_least_once"),
         ),
     ),
     "latency-eo": Workload(
@@ -232,6 +308,9 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("latency", "exactly_once")),
             Contestant(name="trickle", command=trickle("latency", client=NO_LINGER)),
+            quix("latency", "exactly_once", 0.1),
+            faust("latency", "exactly_once", 0.1),
+            kafka_streams("latency", "exactly_once", 0.1),
         ),
     ),
     "startup": Workload(
@@ -240,6 +319,10 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("startup")),
             Contestant(name="trickle", command=trickle("startup")),
+            quix("startup", "at_least_once"),
+            faust("startup", "at_least_once"),
+            bytewax("startup"),
+            kafka_streams("startup", "at_least_once"),
         ),
     ),
     "embedded": Workload(

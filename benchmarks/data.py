@@ -33,6 +33,7 @@ __all__ = [
     "fill_kafka",
     "make_flight",
     "make_flights",
+    "restored",
     "topic_of",
 ]
 
@@ -78,6 +79,12 @@ def make_flights(records: int = RECORDS, kind: Kind = "flights") -> Iterator[tup
         tail = f"N{dice.randrange(KEYS):05d}" if kind == "flights" else f"N{number:07d}"
         delay = dice.randrange(-30, 200)
         yield tail.encode(), encode(make_flight(number, tail, delay))
+
+
+def restored(records: int) -> Iterator[tuple[bytes, bytes]]:
+    """Make what a changelog of so many keys holds: text, and numbers as JSON."""
+    for number in range(records):
+        yield b"N%07d" % number, b"%d" % number
 
 
 def topic_of(kind: Kind, records: int) -> str:

@@ -169,7 +169,7 @@ async def count(app: trickle.App, progress: Progress, options: Options) -> None:
 async def recovery(app: trickle.App, progress: Progress, options: Options) -> None:
     """Restore a table whose changelog is full into an empty data directory."""
     flights = app.topic(options.topic, key=str, value=Flight, partitions=PARTITIONS)
-    counts = app.table("restored", key=str, value=int, default=int)
+    counts = app.table("counts", key=str, value=int, default=int)
 
     @app.agent(flights)
     async def tally(stream: trickle.Stream[Flight]) -> None:
