@@ -16,10 +16,12 @@ import pytest
 from trio.testing import MockClock
 
 import trickle.testing
+from tests.faults.plan import FAULTS
 from tests.source_tree import ROOT, modules, tree
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 PAGES = [
     pytest.param(path, id=path.name) for path in (*ROOT.glob("*.md"), *ROOT.rglob("docs/**/*.md"))
@@ -72,6 +74,37 @@ def test_architecture_goes_the_way_of_a_record() -> None:
     ]  # fmt: skip
     listed = listed_modules()
     assert sorted(way, key=listed.index) == way
+
+
+# reliability.md
+
+
+def test_each_test_that_reliability_names_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", RELIABILITY)
+    assert len(named) > 100
+    there: dict[str, set[str]] = {}
+    for file, _ in named:
+        if file not in there:
+            there[file] = {
+                node.name
+                for node in ast.walk(tree(ROOT / "tests" / file))
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+    assert [f"{file}::{name}" for file, name in named if name not in there[file]] == []
+
+
+def test_each_fault_of_the_checker_that_reliability_names_exists() -> None:
+    named = {
+        name
+        for names in re.findall(r"checker \((`[^)]*)\)", RELIABILITY)
+        for name in re.findall(r"`([\w-]+)`", names)
+    }
+    assert named == FAULTS.keys() - {"pause"}
+
+
+def test_reliability_has_a_row_for_each_fault() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", RELIABILITY, re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == list(range(1, 57))
 
 
 # All pages
