@@ -6,7 +6,7 @@ order::
     Monitor
     Web               it says that the Run is not ready yet, and that it stops
     Producer          clients that publish
-    TableManager      shards, and their store
+    TableManager      shards, and their store; without agents Views, of what others have committed
     user services     agents may need them
     Committer
     Conductor         scopes and lanes
@@ -48,7 +48,7 @@ from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics
 from trickle.stores import open_store
 from trickle.streams import Pace
-from trickle.tables import HOLDER, CacheLimits, Standbys, TableManager
+from trickle.tables import HOLDER, CacheLimits, Holder, Standbys, TableManager, Views
 from trickle.tasks import SupervisedService, TaskService
 from trickle.ticks import TimerService
 from trickle.topology import Topology, prepare
@@ -117,6 +117,7 @@ class Run(Service):
         self.sources = resolved.sources
         self.monitor = Monitor(clock=trio.current_time)
         self.tables: TableManager | None = None
+        self.views: Views | None = None
         self.standbys: Standbys | None = None
         self.conductor: Conductor | None = None
         self.committer: Committer | None = None
@@ -148,6 +149,11 @@ class Run(Service):
     def undrained(self) -> tuple[str, ...]:
         """The lanes that did not finish their event in time when the Run stopped."""
         return tuple(self.conductor.undrained) if self.conductor is not None else ()
+
+    @property
+    def holder(self) -> Holder | None:
+        """Where tables find what is committed."""
+        return self.tables if self.tables is not None else self.views
 
     def health(self) -> Health:
         """Return how it is now."""
@@ -237,6 +243,8 @@ class Run(Service):
         await self._start_producer(transport, identity, topics)
         if agents:
             await self._start_tables(transport)
+        elif tables:
+            await self._start_views(transport)
         if not self._client:
             await self._start_services()
         if agents:
@@ -268,6 +276,12 @@ class Run(Service):
         self.producer = Producer(transport, options, topics, self._sensor)
         OUTLET.set(self.producer)
         await self._start(self.producer)
+
+    async def _start_views(self, transport: Transport) -> None:
+        """Show what workers have committed: without agents, no partition is held here."""
+        self.views = Views(transport, self.definitions.tables, self.settings)
+        HOLDER.set(self.views)
+        await self._start(self.views)
 
     async def _start_tables(self, transport: Transport) -> None:
         settings = self.settings
@@ -474,7 +488,7 @@ async def open_run(
         async with trio.open_nursery() as nursery:
             await nursery.start(run.run)
             outlet = OUTLET.set(run.producer)
-            holder = HOLDER.set(run.tables)
+            holder = HOLDER.set(run.holder)
             try:
                 with guard.block():
                     yield run

@@ -38,6 +38,26 @@ async def load(word: str, times: int = 1) -> None:
     for _ in range(times):
         await words.send(word, key=word)
     print("sent", times)
+
+@app.command()
+async def show(carrier: str) -> None:
+    "Show what is counted of a carrier."
+    counts = dict(by_carrier), list(by_carrier), len(by_carrier), carrier in by_carrier
+    print(*counts, by_carrier[carrier], by_carrier.get(carrier), await by_carrier.query(carrier))
+
+@app.command()
+async def count_in_vain(carrier: str) -> None:
+    by_carrier[carrier] += 1
+
+@app.command()
+async def follow(carrier: str) -> None:
+    "Send a flight, and wait until it is counted."
+    import trio
+    before = by_carrier[carrier]
+    await flights.send(Flight(carrier), key=carrier)
+    while by_carrier[carrier] == before:
+        await trio.sleep(0.01)
+    print(before, by_carrier[carrier])
 """
 
 

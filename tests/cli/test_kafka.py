@@ -34,13 +34,16 @@ def test_send_work_get_lag_and_tail(project: Project, kafka_broker: KafkaBroker)
     while project.do("lag").splitlines()[-1] != "0 behind in all" and time.monotonic() < deadline:
         pass  # each turn is a process that looks
     assert project.do("get", "by_carrier", "AA") == "2\n"
+    assert project.do("show", "AA").endswith(" 2 True 2 2 2\n")
+    before, after = map(int, project.do("follow", "AA").split())
+    assert (before, after) == (2, 3)
     worker.signal()
     assert worker.wait() == 0
     assert "drained and committed" in worker.output
 
     assert project.json("get", "by_carrier", "UA")[0]["value"] == 1
     records = project.json("tail", app, "--from-beginning", "--no-follow")
-    assert sorted(record["value"]["carrier"] for record in records) == ["AA", "AA", "UA"]
+    assert sorted(record["value"]["carrier"] for record in records) == ["AA", "AA", "AA", "UA"]
     # A changelog ends in transaction markers, which are no records: it must end all the same.
     changes = project.json("tail", f"{app}-by_carrier-changelog", "--from-beginning", "--no-follow")
     assert {change["key"] for change in changes} == {"AA", "UA"}

@@ -45,7 +45,8 @@ def send(
     context: typer.Context,
     topic: Annotated[str, typer.Argument(metavar="TOPIC|AGENT", show_default=False)],
     value: Annotated[
-        str, typer.Argument(help="Text, or JSON by the topic's type; - reads lines.")
+        str,
+        typer.Argument(metavar="VALUE", help="Text, or JSON by the topic's type; - reads lines."),
     ],
     *,
     key: Annotated[str | None, typer.Option(help="The record's key, written as VALUE is.")] = None,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
-from trickle.cli.state import run
+from trickle.cli.state import DebugOption, run
 from trickle.exceptions import DefinitionError
 
 if TYPE_CHECKING:
@@ -44,8 +44,17 @@ def user_commands(app: App, taken: Collection[str]) -> dict[str, Any]:
 
 
 def _mounted(app: App, function: Callable[..., Any]) -> Callable[..., None]:
+    signature = inspect.signature(function)
+    own = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    taken = "debug" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    options = [] if taken else [own.replace(annotation=DebugOption)]
+
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
+        if options:
+            del kwargs["debug"]  # its callback has put it where it belongs
+
         async def main() -> None:
             async with app.client():
                 result = function(*args, **kwargs)
@@ -54,4 +63,11 @@ def _mounted(app: App, function: Callable[..., Any]) -> Callable[..., None]:
 
         run(main)
 
+    hints = get_type_hints(function, include_extras=True)
+    known = [
+        parameter.replace(annotation=hints.get(name, parameter.annotation))
+        for name, parameter in signature.parameters.items()
+    ]
+    command.__signature__ = signature.replace(parameters=[*known, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {**hints, **({"debug": DebugOption} if options else {})}
     return command

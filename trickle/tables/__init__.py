@@ -5,18 +5,21 @@ from trickle.tables.lookup import Found, find_key, find_keys
 from trickle.tables.manager import TableManager
 from trickle.tables.shard import CacheLimits, Shard
 from trickle.tables.standby import Standbys
-from trickle.tables.table import HOLDER, Holder, Table
+from trickle.tables.table import HOLDER, Committed, Holder, Table
+from trickle.tables.views import Views
 
 __all__ = [
     "HOLDER",
     "CacheLimits",
     "Changes",
+    "Committed",
     "Found",
     "Holder",
     "Shard",
     "Standbys",
     "Table",
     "TableManager",
+    "Views",
     "find_key",
     "find_keys",
 ]

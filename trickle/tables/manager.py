@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from trickle.exceptions import StoreError, TableReadOnlyError, UsageError
+from trickle.exceptions import StoreError, TableReadOnlyError
 from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
@@ -28,7 +28,7 @@ from trickle.tables.recovery import RecoveryProgress, recover
 from trickle.tables.shard import CacheLimits, Shard
 from trickle.tables.standby import Standbys
 from trickle.tables.standby_plan import Place
-from trickle.tables.table import Table
+from trickle.tables.table import Table, foreign_table
 from trickle.transport.contract import TopicSpec, Transport
 from trickle.utils.failpoints import fail_point
 
@@ -342,11 +342,7 @@ class TableManager(Service):
             UsageError: it is another app's.
         """
         if self._registry.get(table.name) is not table:
-            raise UsageError(
-                f"table {table.name!r} is not one of the app that runs here: read it inside "
-                f"`async with app.run():` of its own app, {table.app_id!r}, or from the shell by "
-                "`trickle get`"
-            )
+            raise foreign_table(table)
         return [
             held.shards[table]
             for _, held in sorted(self._held.items())

@@ -36,7 +36,7 @@ from trickle.types import Codec, Partitioner
 from trickle.utils.murmur2 import partition_of
 from trickle.utils.names import check_name
 
-__all__ = ["HOLDER", "Holder", "Table"]
+__all__ = ["HOLDER", "Committed", "Holder", "Table", "foreign_table"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -51,12 +51,46 @@ _current = CURRENT.get
 _number = NUMBER.get
 
 
+class Committed(Protocol):
+    """What is committed in one partition of a table: a shard, or a view of one held elsewhere."""
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def partitions(self) -> int: ...
+
+    @property
+    def size_committed(self) -> int: ...
+
+    def read_committed(self, key: Any, /) -> Any:
+        """Return a key's value, ABSENT where there is none."""
+        ...
+
+    def marks(self, turn: Turn | None, /) -> Iterator[Any]:
+        """Yield the marks of all keys, in the order of stored keys."""
+        ...
+
+
 class Holder(Protocol):
     """What a Run shows of its tables to code outside events."""
 
-    def shards_of(self, table: Table[Any, Any]) -> Sequence[Shard[Any, Any]]:
-        """Return the shards of a table that are ready in this Run, by partition."""
+    def shards_of(self, table: Table[Any, Any]) -> Sequence[Committed]:
+        """Return the partitions of a table that can be read in this Run, in order.
+
+        Raises:
+            UsageError: it is another app's.
+        """
         ...
+
+
+def foreign_table(table: Table[Any, Any]) -> UsageError:
+    """Return the error of a table that is not of the app that runs."""
+    return UsageError(
+        f"table {table.name!r} is not one of the app that runs here: read it inside "
+        f"`async with app.run():` of its own app, {table.app_id!r}, or from the shell by "
+        "`trickle get`"
+    )
 
 
 HOLDER: ContextVar[Holder | None] = ContextVar("trickle.tables", default=None)
@@ -330,7 +364,7 @@ class Table(MutableMapping[K, V]):
             "topic, or regroup the agent's source by group_by into as many partitions"
         )
 
-    def _held(self) -> Sequence[Shard[K, V]]:
+    def _held(self) -> Sequence[Committed]:
         holder = HOLDER.get()
         if holder is None:
             raise UsageError(

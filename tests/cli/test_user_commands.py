@@ -1,0 +1,68 @@
+"""The app's own commands: they send, and read what is committed, whoever holds it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.test_get import fill
+
+if TYPE_CHECKING:
+    from tests.cli.program import Project
+
+
+def test_a_command_reads_before_any_worker_beside_one_after_it_and_without_its_store(
+    project: Project,
+) -> None:
+    assert project.do("show", "AA") == "{} [] 0 False 0 None None\n"
+    fill(project, "AA", "UA", "AA")
+    worker = project.start("worker", "app:app", "--no-web")
+    worker.wait_for("ready")
+    # It begins at what is committed then, and sees the worker's commits as they come.
+    before, after = map(int, project.do("follow", "AA").split())
+    assert before < after <= 3
+    while project.do("get", "by_carrier", "AA") != "3\n":
+        pass  # each turn is a process that looks
+    shown = "{'UA': 1, 'AA': 3} ['UA', 'AA'] 2 True 3 3 3\n"
+    assert project.do("show", "AA") == shown
+    worker.signal()
+    assert worker.wait() == 0
+    assert project.do("show", "AA") == shown
+    shutil.rmtree(project.path / ".trickle" / "flights" / "tables")
+    assert project.do("show", "AA") == shown
+    assert project.do("show", "B6") == shown.replace("True 3 3 3", "False 0 None None")
+
+
+def test_a_command_does_not_write_tables(project: Project) -> None:
+    done = project.run("-A", "app:app", "count-in-vain", "AA")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "trickle: table 'by_carrier' can be read here, not written: only an agent writes it, while "
+        "it handles an event; send an event to an agent that does\n"
+    )
+
+
+@pytest.mark.parametrize("args", [("--debug", "fail"), ("fail", "--debug")])
+def test_debug_shows_a_commands_traceback(project: Project, args: tuple[str, str]) -> None:
+    project.write(
+        "app.py",
+        """
+import trickle
+app = trickle.App("flights")
+
+@app.command()
+async def fail() -> None:
+    raise ValueError("in vain")
+""",
+    )
+    done = project.run("-A", "app:app", "fail")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "trickle: ValueError: in vain (app.py:7 in fail)\ntrickle: --debug shows the traceback\n"
+    )
+    done = project.run("-A", "app:app", *args)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith("trickle: ValueError: in vain (app.py:7 in fail)\n")
