@@ -10,12 +10,13 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from trickle.context import CURRENT, NUMBER, Turn, next_number
+from trickle.context import CURRENT, Turn
 from trickle.stores.contract import Position, TableData, TableWrite, coalesced
 from trickle.stores.lmdb import LmdbStore
 from trickle.stores.memory import MemoryTable
@@ -58,19 +59,19 @@ def nothing(table: Any, key: str) -> None:
 def events(act: Callable[[Any, str], None], table: Any, turn: Turn, keys: list[str]) -> float:
     """Return the seconds that an event takes, one after another, each settled."""
     CURRENT.set(turn)
+    turn.take_in_hand()
     clock = time.perf_counter
     started = clock()
     for key in keys:
-        NUMBER.set(turn.number)
         act(table, key)
         if turn.touched:
-            for shard in turn.written:
-                shard.check()
+            for part in turn.unchecked:
+                part.check()
+            turn.unchecked.clear()
             for shard in turn.written:
                 shard.settle()
             turn.written.clear()
             turn.touched = False
-        turn.number = next_number()
     return (clock() - started) / len(keys)
 
 
@@ -81,7 +82,9 @@ def commit(shard: Shard[Any, Any], data: Any) -> None:
     changes = shard.begin_store()
     if changes is not None:
         write = TableWrite(
-            table="t", position=Position("id", 1), changes=coalesced(changes.encoded())
+            table="t",
+            position=Position("id", 1),
+            changes=coalesced(chain(*changes.encoded())),
         )
         if isinstance(data, MemoryTable):
             data.write(write)

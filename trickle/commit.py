@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import trio
@@ -386,9 +386,9 @@ class Committer(Service):
         consumer = self._consumer
         offsets = {partition: positions.write() for partition, positions in taken.plan.items()}
         changelog = (
-            (partition.topic, partition.partition, chunk)
+            (partition.topic, partition.partition, pairs)
             for partition, _, changes in taken.dirty
-            for chunk in _chunks(changes.encoded())
+            for pairs in changes.encoded()
         )
         if self._transactional:
             member = consumer.member if consumer is not None and offsets else None
@@ -472,16 +472,3 @@ class Committer(Service):
             self._limit = min(self._limit * 2, self._events_max)
             self.chunk_max = min(CHUNK_MAX, self._limit)
             self.crowded = False
-
-
-def _chunks(
-    pairs: Iterable[tuple[bytes, bytes | None]], size: int = 1000
-) -> Iterator[list[tuple[bytes, bytes | None]]]:
-    chunk: list[tuple[bytes, bytes | None]] = []
-    for pair in pairs:
-        chunk.append(pair)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

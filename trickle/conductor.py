@@ -29,7 +29,6 @@ import trio
 from trickle.agents import Agent
 from trickle.commit import Committer
 from trickle.consumer import Consumer
-from trickle.context import next_number
 from trickle.exceptions import (
     BrokerUnavailable,
     CommitFailed,
@@ -381,8 +380,7 @@ class Conductor(Service):
                     "agent %s, partition %d, resists its cancellation (a shielded scope?)",
                     lane.agent, lane.partition,
                 )  # fmt: skip
-                lane.undo()
-                lane.number = next_number()
+                lane.abandon()
 
     # Failed commits
 

@@ -4,17 +4,22 @@ A :class:`Turn` is one unit of work at a time: a lane's event, or a timer's tick
 effects of the event in hand: records staged, shards written. The turn object lives as long as its
 lane; ``number`` tells its events apart.
 
-A task's context names its turn and the number of the event that it was in when the context was
-made. A child task copies the context of the task that started it, whichever nursery holds it. So
-a child that outlives its event still has the old number, and is refused instead of writing into
-the event that is in hand by then.
+A task's context names its turn. A child task copies the context of the task that started it,
+whichever nursery holds it, so it would write into whatever event is in hand by then. Therefore its
+context is bound to the event that it was started in, the moment it is started
+(:func:`binding_children`): it names a :class:`Child`, which is refused once that event has settled.
+Telling it there, once a task, costs the events themselves nothing.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import trio
 
 from trickle.exceptions import EventSettledError
 from trickle.types import Headers, RecordMetadata
@@ -24,21 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURRENT",
-    "NUMBER",
     "OUTLET",
+    "Child",
     "Effect",
     "Outlet",
     "Turn",
     "Written",
+    "binding_children",
     "current_turn",
-    "next_number",
 ]
 
 Effect = tuple[str, int | None, bytes | None, bytes | None, Headers, int | None]
 """A staged record: topic, partition, key, value, headers, timestamp in ms."""
 
-next_number = itertools.count(1).__next__
-"""Event numbers are unique in the process, so a context can fit one event of one turn only."""
+_next_number = itertools.count(1).__next__
+_EVENTS_MAX = 1 << 32  # of one number's base: a turn counts its events up from there
 
 
 class Outlet(Protocol):
@@ -70,18 +75,10 @@ class Outlet(Protocol):
 
 
 class Written(Protocol):
-    """Something with a part in the event in hand: a shard, or a test's double of one."""
-
-    def check(self) -> None:
-        """Find out, before anything settles, whether all changes can be written.
-
-        Raises:
-            EncodeError: a value that was changed in place cannot be written.
-        """
-        ...
+    """Something with a part in the event in hand: a shard, or what was borrowed from one."""
 
     def settle(self) -> None:
-        """The event is done: its changes join the next commit. It follows :meth:`check`."""
+        """The event is done: its changes join the next commit."""
         ...
 
     def undo(self) -> None:
@@ -89,29 +86,87 @@ class Written(Protocol):
         ...
 
 
+class Unchecked(Written, Protocol):
+    """Something whose changes are only known at the end of the event."""
+
+    def check(self) -> None:
+        """Find out, before anything settles, what has changed and whether it can be written.
+
+        Raises:
+            EncodeError: a value that was changed in place cannot be written.
+        """
+        ...
+
+
 class Turn:
     """One unit of work at a time, and what the one in hand has done so far.
 
     Attributes:
-        number: of the event in hand; a new one for each.
+        hand: whether an event is in hand.
+        own: the shards of the lane by table; none for a tick.
+        shards: the same while an event is in hand, otherwise empty: so that one look tells both.
         touched: whether the event in hand has any effect, so that settling has work to do.
         effects: the records it has staged, in order.
-        written: the shards with a part in it.
-        shards: the shards of the lane by table; empty for a tick.
+        written: what has a part in it.
+        unchecked: those of them whose changes are only known at its end.
         after: what to call once the event's commit has succeeded.
     """
 
-    __slots__ = ("after", "agent", "effects", "number", "partition", "shards", "touched", "written")
+    __slots__ = (
+        "_base",
+        "after",
+        "agent",
+        "effects",
+        "hand",
+        "own",
+        "partition",
+        "shards",
+        "touched",
+        "unchecked",
+        "written",
+    )
 
     def __init__(self, agent: str, partition: int | None, shards: dict[Any, Any]) -> None:
         self.agent = agent
         self.partition = partition
-        self.shards: dict[Any, Any] = shards
-        self.number = next_number()
+        self.hand = False
+        self.own: dict[Any, Any] = shards
+        self.shards: dict[Any, Any] = _NO_SHARDS
         self.touched = False
         self.effects: list[Effect] = []
         self.written: list[Written] = []
+        self.unchecked: list[Unchecked] = []
+        self.renumber()
         self.after: list[Callable[[], Awaitable[object] | object]] = []
+
+    @property
+    def number(self) -> int:
+        """What tells the event in hand from all others of the process."""
+        return self._base
+
+    def renumber(self) -> None:
+        """From now on nothing bound to an earlier event is part of the one in hand."""
+        self._base = _next_number() * _EVENTS_MAX
+
+    def take_in_hand(self) -> None:
+        """An event is in hand from now on."""
+        self.hand = True
+        self.shards = self.own
+
+    def let_go(self) -> None:
+        """No event is in hand from now on."""
+        self.hand = False
+        self.shut()
+
+    def shut(self) -> None:
+        """Nobody can do anything more as part of the event in hand."""
+        self.shards = _NO_SHARDS
+        self.renumber()
+
+    @property
+    def shut_out(self) -> bool:
+        """Whether there is no event to be part of."""
+        return self.shards is not self.own
 
     def timestamp_ms(self) -> int | None:
         """Return the timestamp that records sent now carry unless they are given another."""
@@ -130,24 +185,39 @@ class Turn:
         self.effects.append(effect)
         self.touched = True
 
-    def join(self, shard: Written) -> None:
-        """Add a shard to the event in hand: a shard does so at its first change in each event."""
-        self.written.append(shard)
+    def join(self, part: Unchecked) -> None:
+        """Give something a part in the event in hand, whose changes are known at the end."""
+        self.written.append(part)
+        self.unchecked.append(part)
         self.touched = True
 
     def undo(self) -> None:
         """Drop all that the event in hand has done."""
-        for shard in self.written:
-            shard.undo()
+        for part in self.written:
+            part.undo()
         self.written.clear()
+        self.unchecked.clear()
         self.effects.clear()
         self.after.clear()
         self.touched = False
 
 
-CURRENT: ContextVar[Turn | None] = ContextVar("trickle.turn", default=None)
+_NO_SHARDS: dict[Any, Any] = {}
+
+
+class Child:
+    """What the context of a child task names: a turn, and the event that it was started in."""
+
+    __slots__ = ("number", "turn")
+    shards: ClassVar[dict[Any, Any]] = _NO_SHARDS  # a table looks no further than here at first
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.number = turn.number
+
+
+CURRENT: ContextVar[Turn | Child | None] = ContextVar("trickle.turn", default=None)
 OUTLET: ContextVar[Outlet | None] = ContextVar("trickle.outlet", default=None)
-NUMBER: ContextVar[int] = ContextVar("trickle.event", default=0)
 
 
 def current_turn() -> Turn | None:
@@ -156,11 +226,34 @@ def current_turn() -> Turn | None:
     Raises:
         EventSettledError: the task's event has settled already.
     """
-    turn = CURRENT.get()
-    if turn is not None and turn.number != NUMBER.get():
+    found = CURRENT.get()
+    turn = found.turn if isinstance(found, Child) else found
+    if turn is None:
+        return None
+    if turn.shut_out or (isinstance(found, Child) and found.number != turn.number):
         raise EventSettledError(
             f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "
             "written now could be lost; do it before the event ends (a task: open its nursery "
             "inside the event), or in an @app.task"
         )
     return turn
+
+
+class _Binding(trio.abc.Instrument):
+    """Binds the context of each child task to the event that is in hand as it is started."""
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        turn = task.context.get(CURRENT)
+        if isinstance(turn, Turn):
+            task.context.run(CURRENT.set, Child(turn))
+
+
+@contextmanager
+def binding_children() -> Generator[None]:
+    """Bind the tasks that are started meanwhile, in all of this Trio program, to their events."""
+    binding = _Binding()
+    trio.lowlevel.add_instrument(binding)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(binding)

@@ -210,12 +210,10 @@ class Producer(Service):
     async def _produce_changelog(
         client: ProducerClient, topic: str, partition: int, pairs: list[tuple[bytes, bytes | None]]
     ) -> None:
-        produce = client.produce
-        last = len(pairs) - 1
-        for index, (key, value) in enumerate(pairs):
-            watch = index == last
-            while not produce(topic, partition, key, value, CHANGELOG_HEADERS, None, watch=watch):
-                await client.drained()
+        taken = client.produce_many(topic, partition, pairs, CHANGELOG_HEADERS)
+        while taken < len(pairs):
+            await client.drained()
+            taken += client.produce_many(topic, partition, pairs[taken:], CHANGELOG_HEADERS)
 
     def release(self) -> None:
         """The next transaction is open: produce what was held."""

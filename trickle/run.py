@@ -38,7 +38,7 @@ from trickle.commit import Committer
 from trickle.conductor import Conductor
 from trickle.config import Resolved
 from trickle.consumer import Consumer
-from trickle.context import OUTLET
+from trickle.context import OUTLET, binding_children
 from trickle.definitions import Definitions
 from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
@@ -192,7 +192,7 @@ class Run(Service):
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         self.nursery.start_soon(self._watch, name="watch for cancellation")
-        with self._hard:
+        with self._hard, binding_children():
             try:
                 async with self._open_transport() as transport, trio.open_nursery() as inner:
                     self._inner = inner

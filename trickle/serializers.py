@@ -75,6 +75,7 @@ class BoundCodec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         encode: from a value to its bytes, None to None.
+        encode_fast: the codec's own encoder, for values that ``encode`` has passed before.
         decode: from bytes to a value; null to None where it is allowed.
         decode_fast: the codec's own decoder, for bytes only; it raises whatever it raises: use
             ``decode`` on the same bytes then, which tells why.
@@ -85,6 +86,7 @@ class BoundCodec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     encode: Callable[[Any], bytes | None]
+    encode_fast: Callable[[Any], bytes]
     decode: Callable[[bytes | None], Any]
     decode_fast: Callable[[bytes], Any]
     nullable: bool
@@ -172,6 +174,7 @@ def codec_for(
         )
     return BoundCodec(
         encode=encode,
+        encode_fast=format.encode,
         decode=_decoder(format.decode, what, type_name, name, nullable=nullable),
         decode_fast=format.decode,
         nullable=nullable,

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from trickle.commit import Committer
-from trickle.context import CURRENT, NUMBER, Turn, next_number
+from trickle.context import CURRENT, Turn
 from trickle.service import Service
 
 __all__ = ["TimerService"]
@@ -66,8 +66,7 @@ class TimerService(Service):
 
     async def _tick(self) -> None:
         turn = self._turn
-        turn.number = number = next_number()
-        NUMBER.set(number)
+        turn.take_in_hand()
         try:
             await self._function()
         except BaseException as error:
@@ -75,7 +74,7 @@ class TimerService(Service):
             error.add_note(f"raised by {self.name}")
             raise
         finally:
-            turn.number = next_number()
+            turn.let_go()
         effects, turn.effects, turn.touched = turn.effects, [], False
         if effects:
             self._committer.tick(effects)

@@ -83,14 +83,12 @@ BUGS = {
         [
             (
                 """\
-            young[mark] = before
-        self.undo_log.clear()
-        self.turn = None
+        self._forget(self.event)
+        if self.turn is not None:
 """,
                 """\
-            self.dirty[mark] = young[mark]
-        self.undo_log.clear()
-        self.turn = None
+        self.dirty |= self.event
+        if self.turn is not None:
 """,
             )
         ],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
+from itertools import chain
 from typing import Any, TypeVar
 
-from trickle.context import CURRENT, NUMBER, Turn, next_number
+from trickle.context import CURRENT, Turn
 from trickle.stores.contract import Position, TableData, TableWrite, coalesced
 from trickle.stores.memory import MemoryTable
 from trickle.tables import CacheLimits, Shard, Table
@@ -42,31 +43,35 @@ def make_shard(
 class Lane(Turn):
     """A lane without a stream: events by hand."""
 
+    def __init__(self, agent: str, partition: int | None, shards: dict[Any, Any]) -> None:
+        super().__init__(agent, partition, shards)
+        self.take_in_hand()
+
     def within(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function as the event in hand would."""
 
         def enter() -> T:
             CURRENT.set(self)
-            NUMBER.set(self.number)
             return function(*args)
 
         return copy_context().run(enter)
 
     def settle(self) -> None:
         """As the stream does at the next event."""
-        for part in self.written:
+        for part in self.unchecked:
             part.check()
+        self.unchecked.clear()
         for part in self.written:
             part.settle()
         self.written.clear()
         self.effects.clear()
         self.touched = False
-        self.number = next_number()
+        self.renumber()
 
     def fail(self) -> None:
         """As an error policy does."""
         self.undo()
-        self.number = next_number()
+        self.renumber()
 
 
 def store(shard: Shard[Any, Any], data: MemoryTable) -> None:
@@ -74,7 +79,7 @@ def store(shard: Shard[Any, Any], data: MemoryTable) -> None:
     changes = shard.begin_store()
     if changes is not None:
         assert shard.position is not None
-        pairs = coalesced(changes.encoded())
+        pairs = coalesced(chain.from_iterable(changes.encoded()))
         data.write(TableWrite(table=shard.table, position=shard.position, changes=pairs))
         shard.stored()
 

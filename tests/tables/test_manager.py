@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from trickle.stores.lmdb import LmdbStore
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.tables import HOLDER, CacheLimits, Shard, Table, TableManager, find_key, find_keys
 from trickle.tables.recovery import CHANGELOG_HEADERS, MIGRATIONS
-from trickle.transport.contract import ProducerOptions, RecordBatch
+from trickle.transport.contract import ProducerOptions
 from trickle.transport.memory import MemoryBroker, MemoryTransport
 from trickle.transport.memory.consumer import MemoryReader
+from trickle.transport.shared import RecordBatch
 from trickle.types import Headers, TopicPartition
 
 counts = make_table(str, int, int, name="counts")
@@ -74,7 +76,7 @@ class World:
             changes = shard.snapshot()
             if changes is not None:
                 table = counts if shard.table == "counts" else names
-                pairs = list(changes.encoded())
+                pairs = list(chain.from_iterable(changes.encoded()))
                 shard.committed(await self.produce(table, *pairs, partition=shard.partition))
 
 

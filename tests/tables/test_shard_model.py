@@ -7,6 +7,7 @@ all the time, crashes included: after one, what the store lacks is replayed from
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any
 
 import hypothesis.strategies as st
@@ -241,7 +242,7 @@ class ShardMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.committing is not None)
     @rule()
     def commit(self) -> None:
-        pairs = list(self.changes.encoded())
+        pairs = list(chain.from_iterable(self.changes.encoded()))
         assert len({key for key, _ in pairs}) == len(pairs)
         self.changelog += pairs
         self.shard.committed(len(self.changelog))
@@ -267,7 +268,9 @@ class ShardMachine(RuleBasedStateMachine):
         if changes is not None:
             assert self.shard.position is not None
             self.storing = TableWrite(
-                table="t", position=self.shard.position, changes=coalesced(changes.encoded())
+                table="t",
+                position=self.shard.position,
+                changes=coalesced(chain(*changes.encoded())),
             )
 
     @precondition(lambda self: self.storing is not None)

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.tables.helpers import CacheLimits, Lane, make_shard, make_table, store
+from trickle.context import binding_children
 from trickle.exceptions import (
     ConfigurationError,
     DefinitionError,
@@ -211,7 +212,7 @@ def test_none_removes_where_the_type_has_it() -> None:
         lane.settle()
         changes = shard.snapshot()
         assert changes is not None
-        assert list(changes.encoded()) == [(b"k", None)]
+        assert list(changes.encoded()) == [[(b"k", None)]]
 
 
 def test_a_change_in_place_counts_and_is_undone() -> None:
@@ -377,13 +378,14 @@ async def test_a_task_that_outlives_its_event_is_refused() -> None:
         with pytest.raises(EventSettledError, match="this iteration belongs to an event"):
             next(iterator)
 
-    async with trio.open_nursery() as nursery:
-        lane.within(table.update, {"a": 1, "b": 1})
-        iterator = lane.within(iter, table)
-        lane.within(next, iterator)
-        lane.within(nursery.start_soon, task)
-        lane.settle()
-        settled.set()
+    with binding_children():
+        async with trio.open_nursery() as nursery:
+            lane.within(table.update, {"a": 1, "b": 1})
+            iterator = lane.within(iter, table)
+            lane.within(next, iterator)
+            lane.within(nursery.start_soon, task)
+            lane.settle()
+            settled.set()
     assert len(errors) == 5
     assert shard.dirty == {"a": 1, "b": 1}
 
@@ -419,8 +421,12 @@ def placed(caplog: pytest.LogCaptureFixture, keys: list[str], own: bytes | None 
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for key in keys:
-            lane.within(table.__setitem__, key, 1)
-            lane.settle()
+            if key == "commit":
+                shard.snapshot()
+                shard.committed(1)
+            else:
+                lane.within(table.__setitem__, key, 1)
+                lane.settle()
     return len(caplog.records)
 
 
@@ -432,10 +438,10 @@ def test_a_key_of_another_partition_is_warned_of_once(caplog: pytest.LogCaptureF
     assert f"'{wrong}' in partition 0, but the key belongs to partition 2" in caplog.text
     assert "group_by" in caplog.text
     assert placed(caplog, [wrong], own=wrong.encode()) == 0
-    # Sampled: the first hundred events, then one in a thousand.
+    # Sampled: the first hundred events, then the first one behind each commit.
     assert placed(caplog, [*right[:99], wrong]) == 1
     assert placed(caplog, [*right[:100], wrong]) == 0
-    assert placed(caplog, [*right[:100], *[wrong] * 1000]) == 1
+    assert placed(caplog, [*right[:100], wrong, "commit", wrong]) == 1
 
 
 def test_the_cache_is_bounded() -> None:

@@ -9,11 +9,11 @@ lane stands follows from the iterator's ``__length_hint__`` when somebody asks (
 that need not happen for each event happens between two chunks: letting other tasks run, waiting
 for room in the commit, the next batch.
 
-How it is exact. ``hand`` says whether an event is in hand: taken, and not settled. Settling is
-synchronous: checked first, then published, then joined to the next commit. So a commit's snapshot,
-which is synchronous as well, sees each event as a whole or not at all. A lane that is to take no
-further event gets an empty iterator in place of its chunk's, and so comes to :meth:`Lane.advance`,
-whatever it was doing; the hot path asks nothing.
+How it is exact. ``hand`` says whether an event is in hand: taken, and not settled; its number, too,
+follows from the iterator. Settling is synchronous: checked first, then published, then joined to
+the next commit. So a commit's snapshot, which is synchronous as well, sees each event as a whole or
+not at all. A lane that is to take no further event gets an empty iterator in place of its chunk's,
+and so comes to :meth:`Lane.advance`, whatever it was doing; the hot path asks nothing.
 
 ``pinned`` holds the positions at which a group of events began that settle together (``take``), and
 ``members`` its records so far: a filter before it may have passed over others.
@@ -29,7 +29,7 @@ from typing import Any
 
 import trio
 
-from trickle.context import NUMBER, Turn, next_number
+from trickle.context import Turn
 from trickle.exceptions import DecodeError, TrickleError, UsageError
 from trickle.serializers import BoundCodec
 from trickle.streams.nowhere import Nowhere
@@ -72,7 +72,6 @@ class Lane(Turn):
         "counted",
         "ended",
         "frontier",
-        "hand",
         "history",
         "idle",
         "inbox",
@@ -105,6 +104,9 @@ class Lane(Turn):
         pace: Pace,
         taken: Callable[[int], None],
     ) -> None:
+        self.size = 0
+        self.chunk: Iterator[Any] = _NOTHING
+        self.pinned: dict[str, int] | None = None
         super().__init__(agent, partition, shards)
         self.codecs = codecs
         self.settlement = settlement
@@ -124,12 +126,8 @@ class Lane(Turn):
         self.batch: Batch | None = None
         self.raw: Any = ()
         self.base = 0
-        self.size = 0
         self.counted = 0  # of the chunk's events, those that were told of as settled
-        self.chunk: Iterator[Any] = _NOTHING
         self.values: Iterator[Any] = _NOTHING
-        self.hand = False
-        self.pinned: dict[str, int] | None = None
         self.history: list[tuple[Batch, int]] = []
         self.members: list[tuple[Batch, int]] = []
         self.patience = math.inf
@@ -176,6 +174,13 @@ class Lane(Turn):
             positions[batch.topic] = at
         return positions
 
+    @property
+    def number(self) -> int:
+        """What tells the event in hand from all others of the process."""
+        if self.pinned is not None:
+            return self._base
+        return self._base + self.size - length_hint(self.chunk)
+
     def _next_index(self) -> int:
         return self.base + self.size - length_hint(self.chunk)
 
@@ -205,18 +210,13 @@ class Lane(Turn):
 
     # Taking and settling
 
-    def begin(self) -> None:
-        """A new event: contexts of earlier ones do not fit any more."""
-        self.number = number = next_number()
-        NUMBER.set(number)
-
     def pin(self) -> None:
         """Begin a group of events that settle together."""
         self.pinned = self.settled_positions()
         self.history = [] if self.batch is None else [(self.batch, self._next_index())]
         self.members = []
         self.values = _NOTHING
-        self.begin()
+        self.renumber()
 
     def pass_over(self) -> None:
         """The event taken last has no part in the group; one that is empty begins behind it."""
@@ -230,15 +230,17 @@ class Lane(Turn):
         Raises:
             EncodeError: a value changed in place cannot be written; nothing has settled then.
         """
-        for shard in self.written:
-            shard.check()
+        if self.unchecked:
+            for borrowed in self.unchecked:
+                borrowed.check()
+            self.unchecked.clear()
         if self.effects:
             self.settlement.publish(self.effects)
             self.effects.clear()
             if self.settlement.crowded:
                 self.values = _NOTHING  # the next event waits for room
-        for shard in self.written:
-            shard.settle()
+        for part in self.written:
+            part.settle()
         self.written.clear()
         if self.after:
             self.settlement.after(self.after)
@@ -252,10 +254,9 @@ class Lane(Turn):
         if self.hand or self.pinned is not None:
             if self.settlement.chunk_max == 1 and self.hand:
                 self.last = [(record.topic, record.offset) for record in self.records_in_hand()]
-            self.hand = False
             self.pinned = None
             self.history, self.members = [], []
-            self.number = next_number()  # a task of the event that is still there is too late now
+            self.let_go()  # a task of the event that is still there is too late now
         self.values = _NOTHING
 
     async def advance(self, *, keep: bool = False) -> Any:
@@ -278,11 +279,8 @@ class Lane(Turn):
                 if self.stopping:
                     raise StopAsyncIteration
             for value in self.chunk:
-                if keep:
-                    self.hand = True
-                else:
-                    self.begin()
-                    self.hand = True
+                self.take_in_hand()
+                if not keep:
                     self.values = self.chunk
                 return value
             self._close_chunk()
@@ -314,7 +312,7 @@ class Lane(Turn):
         self.undo()
         self.count_settled()
         self.stopping = True
-        self.number = next_number()
+        self.shut()
         self._taken(self.inbox_bytes)
         self.inbox.clear()
         self.inbox_bytes = 0
@@ -323,8 +321,7 @@ class Lane(Turn):
         """The lane resists its end: whatever its agent does from now on goes nowhere."""
         self.undo()
         self.drain()
-        self.number = next_number()
-        self.shards = {}
+        self.shut()
         self.settlement = Nowhere()
         self._taken(self.inbox_bytes)
         self.inbox.clear()
@@ -390,6 +387,7 @@ class Lane(Turn):
                     break  # it comes first in the next chunk
         self.size = len(values)
         self.chunk = iter(values)
+        self.renumber()
 
     async def _dispose(self, batch: Batch, error: TrickleError) -> None:
         """Let the agent's policy decide on the record at ``base``, which is to be no event."""
@@ -437,8 +435,7 @@ class Lane(Turn):
         self.chunk = self.values = _NOTHING
         self.pinned = None
         self.history, self.members = [], []
-        self.hand = False
-        self.number = next_number()
+        self.let_go()
 
     async def rest(self, seconds: float) -> None:
         """Wait before a retry; a drain ends it."""

@@ -1,7 +1,7 @@
 """Stream: what an agent iterates.
 
 Taking the next value settles the event before it. The hot path is :meth:`Stream.__anext__`, and it
-is all of it: settle what the event in hand has touched, take the next decoded value, number it.
+is all of it: settle what the event in hand has touched, take the next decoded value.
 Everything else is in :meth:`trickle.streams.lane.Lane.advance`, once a chunk.
 
 Operators wrap the stream that they are called on. Each has one method, ``pull``: the next item,
@@ -20,7 +20,6 @@ from typing import Any, Generic, cast
 import trio
 from typing_extensions import TypeVar
 
-from trickle.context import NUMBER, next_number
 from trickle.exceptions import UsageError
 from trickle.serializers import BoundCodec
 from trickle.streams.event import Event
@@ -58,8 +57,6 @@ class Stream(Generic[V, K]):
         if lane.touched:
             lane.settle()
         for value in lane.values:
-            lane.number = number = next_number()
-            NUMBER.set(number)
             return value
         return await lane.advance()
 

@@ -36,7 +36,6 @@ __all__ = ["TableManager", "TableManagerStatistics"]
 
 logger = logging.getLogger("trickle.tables")
 
-_ENCODE_CHUNK = 5000
 _CLOSE_TIMEOUT = 30.0
 
 AnyTable = Table[Any, Any]
@@ -418,8 +417,7 @@ class TableManager(Service):
 async def _encode(changes: Changes) -> list[tuple[bytes, bytes | None]]:
     """Encode changes without keeping the loop from its other work for long."""
     pairs: list[tuple[bytes, bytes | None]] = []
-    for pair in changes.encoded():
-        pairs.append(pair)
-        if len(pairs) % _ENCODE_CHUNK == 0:
-            await trio.lowlevel.checkpoint()
+    for portion in changes.encoded():
+        pairs += portion
+        await trio.lowlevel.checkpoint()
     return pairs

@@ -2,7 +2,8 @@
 
 An agent writes the shard of its own partition, whatever the key. A key whose bytes choose another
 partition is the classic trap: the same key is then counted in several shards. The check looks at
-the first writes and at few of the later ones, and warns once for each table.
+the first events that write, later at the first one behind each commit, and warns once for each
+table.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ __all__ = ["Placement"]
 logger = logging.getLogger("trickle.tables")
 
 _ALWAYS = 100  # so many events that write are all looked at
-_THEN_EACH = 1000
 _KEYS_MAX = 10  # of one event
-_NEVER = 1 << 62
 
 
 class Placement:
@@ -33,12 +32,9 @@ class Placement:
         count: the number of partitions.
         partitioner: from a key's bytes and the count to the partition that they choose.
         warned: the tables that have been warned of; shared, and added to.
-
-    Attributes:
-        countdown: events that write until the next look; the shard counts it down below zero.
     """
 
-    __slots__ = ("_count", "_looks", "_partition", "_partitioner", "_table", "_warned", "countdown")
+    __slots__ = ("_count", "_looks", "_partition", "_partitioner", "_table", "_warned")
 
     def __init__(
         self, table: str, partition: int, count: int, partitioner: Partitioner, warned: set[str]
@@ -49,15 +45,12 @@ class Placement:
         self._partitioner = partitioner
         self._warned = warned
         self._looks = 0
-        self.countdown = 0
 
-    def check(self, turn: Turn, keys: Iterable[bytes]) -> None:
-        """Look at the keys that an event has written."""
-        self._looks += 1
-        self.countdown = 0 if self._looks < _ALWAYS else _THEN_EACH - 1
+    def check(self, turn: Turn, keys: Iterable[bytes]) -> bool:
+        """Look at the keys that an event has written; tell whether to look at the next one, too."""
         if self._table in self._warned:
-            self.countdown = _NEVER
-            return
+            return False
+        self._looks += 1
         own = turn.key_bytes()
         for key in islice(keys, _KEYS_MAX):
             if key == own:
@@ -71,7 +64,8 @@ class Placement:
                     "source by that key (topic.group_by(…, name=…)) so that each key has one home",
                     self._table, turn.agent, _shown(key), self._partition, belongs,
                 )  # fmt: skip
-                return
+                return False
+        return self._looks < _ALWAYS
 
 
 def _shown(key: bytes) -> str:

@@ -13,6 +13,7 @@ serializers it is known without one.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Sequence
 from typing import Any, cast, get_args, get_origin
 
 from trickle.exceptions import DecodeError, EncodeError
@@ -131,6 +132,13 @@ class ValueShape:
             return None
         return self._codec.encode(cell) if self.plain else cell
 
+    def encode_all(self, cells: Iterable[Any]) -> list[bytes | None]:
+        """Return the bytes of many cells."""
+        if not self.plain:
+            return [None if cell is ABSENT else cell for cell in cells]
+        encode = self._codec.encode_fast  # each has been fitted
+        return [None if cell is ABSENT else encode(cell) for cell in cells]
+
     def cell(self, data: bytes | None) -> Any:
         """Return the cell of stored bytes.
 
@@ -216,6 +224,15 @@ class KeyShape:
         if data is None:
             raise EncodeError(f"{self._what}: the key {_short(mark)} has no bytes")
         return data
+
+    def encode_all(self, marks: Sequence[Any]) -> Sequence[bytes]:
+        """Return the bytes of the keys of many marks; raises as :meth:`encode`."""
+        if self.exact is None:
+            return marks
+        try:
+            return list(map(self._codec.encode_fast, marks))
+        except Exception:  # noqa: BLE001 - which key it was, and why, is found one by one
+            return list(map(self.encode, marks))
 
     def mark_of(self, data: bytes) -> Any:
         """Return the mark of a stored key."""

@@ -5,7 +5,7 @@ Pure but for the reads of its :class:`~trickle.stores.contract.TableData`: no Tr
 **Layers.** What a key's value is depends on who asks. From the newest to the oldest::
 
     young, old    the cache, in two generations: current cells, those of the event in hand included
-    undo_log      for each key that the event in hand has changed: its cell before the event
+    event         what the event in hand has changed
     dirty         settled, not yet in a commit
     committing    in the commit that is under way
     unstored      committed, not yet handed to the store
@@ -14,18 +14,17 @@ Pure but for the reads of its :class:`~trickle.stores.contract.TableData`: no Tr
 
 Each layer below the cache maps a mark (see :mod:`.shapes`) to a cell, and cells never change. So
 
-* the event's own agent sees the cache, then the layers from ``dirty`` down;
-* other agents see ``undo_log`` first, hence settled values;
+* the event's own agent sees the cache, then all layers;
+* other agents see for the keys in ``event`` what lies below it, hence settled values;
 * outside reads see ``unstored`` and below, hence committed values;
-* *undo* puts the cells of the log back; *revert* (the end of a generation) forgets ``dirty``,
-  ``committing`` and what the cache says of their keys;
+* *settling* lays ``event`` onto ``dirty``; *undo* forgets it and what the cache says of its keys,
+  *revert* (the end of a generation) does so with ``event``, ``dirty`` and ``committing``;
 * *snapshot* moves ``dirty`` to ``committing``: the event in hand is not in it, so none waits.
 
 **The cache.** A hit is one lookup in ``young``. A miss looks in ``old`` and moves the entry; when
 ``young`` is full, ``old`` is dropped and ``young`` takes its place. Nothing is lost by dropping:
-what the store lacks is in a layer. Only cells of the event in hand live in the cache alone, and
-are carried over. The layers are bounded by :attr:`Shard.pressure`, which asks for a commit or a
-flush when they hold half of what the cache may.
+what the store lacks is in a layer. The layers are bounded by :attr:`Shard.pressure`, which asks for
+a commit or a flush when they hold half of what the cache may.
 
 **Values that can change** (lists, most classes) are kept as bytes, and handed out as copies, on
 loan for one event: see :mod:`.loans`. The facade in :mod:`.table` reads ``hot`` and writes
@@ -82,6 +81,7 @@ class Shard(Generic[K, V]):
 
     Attributes:
         turn: whose event in hand has changed the shard (never one of a table with loans).
+        watch: the next event that settles is to be looked at by ``placement``.
         changed: called when there is something to store.
         agent: the agent whose claim was granted.
         size: the number of keys, as the event in hand sees it.
@@ -90,11 +90,11 @@ class Shard(Generic[K, V]):
     """
 
     __slots__ = (
-        "_claim", "_generation_entries", "_pinned_bytes", "_size_committing", "_young_bytes",
-        "agent", "changed", "committing", "data", "dirty", "exact", "high", "hot", "keys", "limits",
-        "loans", "low", "number", "old", "partition", "partitions", "placement", "plain",
-        "position", "size", "size_committed", "storing", "table", "topic_id", "turn", "undo_log",
-        "unstored", "values", "young",
+        "_claim", "_generation_entries", "_pinned_bytes", "_size_before", "_size_committing",
+        "_young_bytes", "agent", "changed", "committing", "data", "dirty", "event", "exact", "high",
+        "hot", "keys", "limits", "loans", "low", "number", "old", "partition", "partitions",
+        "placement", "plain", "position", "size", "size_committed", "storing", "table", "topic_id",
+        "turn", "unstored", "values", "watch", "young",
     )  # fmt: skip
 
     def __init__(
@@ -130,7 +130,8 @@ class Shard(Generic[K, V]):
         self.turn: Turn | None = None
         self.agent: str | None = None
         self.loans: dict[Turn, Loans] = {}
-        self.undo_log: dict[Any, Any] = {}
+        self.event: dict[Any, Any] = {}
+        self.watch = placement is not None
         self.limit(limits or CacheLimits())
         self.reload()
 
@@ -153,6 +154,7 @@ class Shard(Generic[K, V]):
         self._close_events()
         self.position: Position | None = self.data.position
         self.size = self.size_committed = self._size_committing = self.data.count()
+        self._size_before = self.size
 
     # What a key's cell is, for whom
 
@@ -163,8 +165,10 @@ class Shard(Generic[K, V]):
 
     def settled_cell(self, mark: Any) -> Any:
         """Return the cell of a key before the event in hand."""
-        cell = self.undo_log.get(mark, MISSING)
-        return self.cell(mark) if cell is MISSING else cell
+        if mark not in self.event:
+            return self.cell(mark)
+        cell = self._layered(mark)
+        return self._stored_cell(mark) if cell is MISSING else cell
 
     def committed_cell(self, mark: Any) -> Any:
         """Return the cell of a key at the last commit."""
@@ -176,6 +180,8 @@ class Shard(Generic[K, V]):
     def _load(self, mark: Any) -> Any:
         cell = self.old.get(mark, MISSING)
         if cell is MISSING:
+            cell = self.event.get(mark, MISSING)
+        if cell is MISSING:
             cell = self._layered(mark)
         if cell is MISSING:
             cell = self._stored_cell(mark)
@@ -183,6 +189,7 @@ class Shard(Generic[K, V]):
         return cell
 
     def _layered(self, mark: Any) -> Any:
+        """Return the settled cell of a key that the store may lack."""
         for layer in (self.dirty, self.committing, self.unstored, self.storing):
             cell = layer.get(mark, MISSING)
             if cell is not MISSING:
@@ -196,16 +203,12 @@ class Shard(Generic[K, V]):
         young = self.young
         young[mark] = cell
         self._young_bytes += _cell_bytes(mark, cell)
-        if (
-            len(young) - len(self.undo_log) > self._generation_entries
-            or self._young_bytes > self.limits.bytes // 2
-        ):
-            carried = {mark: young[mark] for mark in self.undo_log}
+        if len(young) > self._generation_entries or self._young_bytes > self.limits.bytes // 2:
             self.old = young
-            self.young = carried
+            self.young = {}
             self._young_bytes = 0
             if self.plain and self.exact is not None:
-                self.hot = carried
+                self.hot = self.young
 
     # The event in hand, where cells are values
 
@@ -223,7 +226,9 @@ class Shard(Generic[K, V]):
                 f"{turn.agent!r} write it at once; only one may, so that each can be undone"
             )
         self.turn = turn
-        turn.join(self)
+        self._size_before = self.size
+        turn.written.append(self)
+        turn.touched = True
 
     def claim(self, turn: Turn) -> None:
         """Make sure that the turn's agent is the table's writer.
@@ -265,37 +270,39 @@ class Shard(Generic[K, V]):
 
     def _put_cell(self, mark: Any, cell: Any) -> None:
         before = self.cell(mark)
-        self.undo_log.setdefault(mark, before)
         self.size += (cell is not ABSENT) - (before is not ABSENT)
         self._pinned_bytes += _cell_bytes(mark, cell) - _ENTRY_BYTES
-        self.young[mark] = cell
-
-    def check(self) -> None:
-        """Find nothing: cells were fitted when they were written."""
+        self.event[mark] = self.young[mark] = cell
 
     def settle(self) -> None:
         """The event is done: its changes join the next commit."""
-        undo_log = self.undo_log
-        dirty = self.dirty
-        young = self.young
-        for mark in undo_log:
-            dirty[mark] = young[mark]
-        placement = self.placement
-        if placement is not None:
-            placement.countdown -= 1
-            if placement.countdown < 0 and self.turn is not None:
-                placement.check(self.turn, map(self.keys.encode, undo_log))
-        undo_log.clear()
+        self.dirty |= self.event
+        if self.watch and self.turn is not None:
+            self._look(self.turn, self.event)
+        self.event.clear()
         self.turn = None
 
     def undo(self) -> None:
         """The event failed: its changes vanish."""
-        young = self.young
-        for mark, before in self.undo_log.items():
-            self.size += (before is not ABSENT) - (young[mark] is not ABSENT)
-            young[mark] = before
-        self.undo_log.clear()
+        self._forget(self.event)
+        if self.turn is not None:
+            self.size = self._size_before
+        self.event.clear()
         self.turn = None
+
+    def _forget(self, marks: Iterable[Any]) -> None:
+        """What the cache says of these keys is no longer so: the layers tell."""
+        for mark in marks:
+            self.young.pop(mark, None)
+            self.old.pop(mark, None)
+
+    def _look(self, turn: Turn, marks: Iterable[Any]) -> None:
+        """Have it looked at whether an event's keys belong here; then not before the next commit.
+
+        The first events are looked at one by one.
+        """
+        if self.placement is not None:
+            self.watch = self.placement.check(turn, map(self.keys.encode, marks))
 
     # The event in hand, where values are on loan
 
@@ -315,11 +322,8 @@ class Shard(Generic[K, V]):
             self._remember(mark, cell)
             self._pinned_bytes += _cell_bytes(mark, cell) - _ENTRY_BYTES
             self.dirty[mark] = cell
-        placement = self.placement
-        if placement is not None and changes:
-            placement.countdown -= 1
-            if placement.countdown < 0:
-                placement.check(turn, map(self.keys.encode, changes))
+        if self.watch and changes:
+            self._look(turn, changes)
 
     # Reading, for whom
 
@@ -356,16 +360,10 @@ class Shard(Generic[K, V]):
         loans = self.loans.get(turn)
         if loans is not None:
             return self.size + loans.size()
-        if self.turn is None or self.turn is turn:
-            return self.size
-        return self._size_settled()
+        return self.size if self.turn is turn else self._size_settled()
 
     def _size_settled(self) -> int:
-        young = self.young
-        return self.size + sum(
-            (before is not ABSENT) - (young[mark] is not ABSENT)
-            for mark, before in self.undo_log.items()
-        )
+        return self.size if self.turn is None else self._size_before
 
     # Iteration: no reader of the store stays open between two steps
 
@@ -383,12 +381,8 @@ class Shard(Generic[K, V]):
                 there = loans.present(mark)
             elif turn is None:
                 there = self._present(self.unstored, self.storing, mark, data)
-            elif mark in self.undo_log and self.turn is not turn:
-                there = self.undo_log[mark] is not ABSENT
             else:
-                cell = self.young.get(mark, MISSING)
-                if cell is MISSING:
-                    cell = self.old.get(mark, MISSING)
+                cell = self.event.get(mark, MISSING) if self.turn is turn else MISSING
                 if cell is MISSING:
                     cell = self._layered(mark)
                 there = data is not None if cell is MISSING else cell is not ABSENT
@@ -405,7 +399,7 @@ class Shard(Generic[K, V]):
     def _layered_marks(self, turn: Turn | None) -> set[Any]:
         layers: list[Iterable[Any]] = [self.unstored, self.storing]
         if turn is not None:
-            layers += [self.undo_log, self.dirty, self.committing]
+            layers += [self.event, self.dirty, self.committing]
         return {mark for layer in layers for mark in layer}
 
     # Commits
@@ -422,6 +416,7 @@ class Shard(Generic[K, V]):
             return None
         self.committing, self.dirty = self.dirty, {}
         self._size_committing = self._size_settled()
+        self.watch = self.placement is not None
         return Changes(self.keys, self.values, self.committing)
 
     def committed(self, offset: int) -> None:
@@ -439,17 +434,15 @@ class Shard(Generic[K, V]):
 
     def revert(self) -> None:
         """The generation has ended: go back to the last commit, the event in hand included."""
-        for layer in (self.undo_log, self.dirty, self.committing):
-            for mark in layer:
-                self.young.pop(mark, None)
-                self.old.pop(mark, None)
+        for layer in (self.event, self.dirty, self.committing):
+            self._forget(layer)
         self.dirty = {}
         self.committing = {}
         self._close_events()
         self.size = self._size_committing = self.size_committed
 
     def _close_events(self) -> None:
-        self.undo_log.clear()
+        self.event.clear()
         self.turn = None
         for loans in self.loans.values():
             loans.void()

@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar, cast, overload
 
 from typing_extensions import TypeForm
 
-from trickle.context import CURRENT, NUMBER, Turn, current_turn
+from trickle.context import CURRENT, Turn, current_turn
 from trickle.exceptions import DefinitionError, EventSettledError, TableReadOnlyError, UsageError
 from trickle.serializers import BoundCodec, codec_for
 from trickle.tables.shapes import ABSENT, MISSING, KeyShape, ValueShape
@@ -46,9 +46,9 @@ TRUSTED_SERIALIZERS = frozenset({None, "json", "msgpack", "str", "raw"})
 """Serializers known to read numbers, text, bytes and bools back as they wrote them."""
 
 
-# Bound once: the hot path calls them for each read and write.
-_current = CURRENT.get
-_number = NUMBER.get
+# Bound once: the hot path calls it for each read and write. What a child task has there instead of
+# a turn holds no shard, and so gets no further than a look.
+_current = cast("Callable[[], Turn | None]", CURRENT.get)
 
 
 class Committed(Protocol):
@@ -185,7 +185,7 @@ class Table(MutableMapping[K, V]):
             KeyError: the key is missing and the table has no default.
         """
         turn = _current()
-        if turn is not None and turn.number == _number():
+        if turn is not None:
             shard = turn.shards.get(self)
             if shard is not None:
                 if shard.turn is turn or shard.turn is None:
@@ -212,7 +212,7 @@ class Table(MutableMapping[K, V]):
             TableReadOnlyError: no event is in hand, or another agent writes this table.
         """
         turn = _current()
-        if turn is not None and turn.number == _number():
+        if turn is not None:
             shard: Shard[K, V] | None = turn.shards.get(self)
             if shard is not None:
                 if (
@@ -221,14 +221,10 @@ class Table(MutableMapping[K, V]):
                     and shard.low <= value <= shard.high  # type: ignore[operator]
                 ):
                     young = shard.young
-                    old = young.get(key, ABSENT)
-                    if old is not ABSENT:
+                    if young.get(key, ABSENT) is not ABSENT:  # the number of keys stays
                         if shard.turn is not turn:
                             shard.begin(turn)
-                        undo_log = shard.undo_log
-                        if key not in undo_log:
-                            undo_log[key] = old
-                        young[key] = value
+                        shard.event[key] = young[key] = value
                         return
                 shard.put(turn, key, value)
                 return

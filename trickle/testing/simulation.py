@@ -22,8 +22,9 @@ from trickle.streams import Event
 from trickle.tables import HOLDER, Shard, Table
 from trickle.testing.scheduling import SeededPace, seeded_order
 from trickle.topics import Topic, pack_headers, timestamp_to_ms
-from trickle.transport.contract import ProducerClient, ProducerOptions, RecordBatch
+from trickle.transport.contract import ProducerClient, ProducerOptions
 from trickle.transport.memory import MemoryBroker, MemoryTransport
+from trickle.transport.shared import RecordBatch
 from trickle.types import HeadersInput, RecordMetadata, TopicPartition
 from trickle.utils.groups import single_errors
 

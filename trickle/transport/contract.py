@@ -37,7 +37,6 @@ __all__ = [
     "ProducerOptions",
     "Reader",
     "RebalanceListener",
-    "RecordBatch",
     "TopicInfo",
     "TopicSpec",
     "Transport",
@@ -151,38 +150,6 @@ class Batch(Protocol):
     def record(self, index: int) -> Record:
         """Return one record whole."""
         ...
-
-
-class RecordBatch:
-    """A :class:`Batch` over plain records: what the memory and the embedded driver hand out."""
-
-    __slots__ = ("_records", "next_offset", "partition", "size_bytes", "topic")
-
-    def __init__(self, records: Sequence[Record], next_offset: int | None = None) -> None:
-        first = records[0]
-        self._records = records
-        self.topic = first.topic
-        self.partition = first.partition
-        self.next_offset = records[-1].offset + 1 if next_offset is None else next_offset
-        self.size_bytes = sum(len(r.key or b"") + len(r.value or b"") + 80 for r in records)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def values(self) -> Sequence[bytes | None]:
-        return [record.value for record in self._records]
-
-    def keys(self) -> Sequence[bytes | None]:
-        return [record.key for record in self._records]
-
-    def offset(self, index: int) -> int:
-        return self._records[index].offset
-
-    def timestamp_ms(self, index: int) -> int:
-        return self._records[index].timestamp_ms
-
-    def record(self, index: int) -> Record:
-        return self._records[index]
 
 
 class Member(Protocol):
@@ -337,6 +304,25 @@ class ProducerClient(Protocol):
 
         Raises:
             RecordRefused: the client will never take this record.
+        """
+        ...
+
+    def produce_many(
+        self,
+        topic: str,
+        partition: int,
+        pairs: Sequence[tuple[bytes, bytes | None]],
+        headers: Headers,
+    ) -> int:
+        """Hand over (key, value) pairs of one partition, in order, without a wait.
+
+        The commit's result tells the position behind the last of them.
+
+        Returns:
+            How many were taken: fewer than all where the client's queue is full.
+
+        Raises:
+            RecordRefused: see :meth:`produce`.
         """
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from trickle.transport.embedded.environment import WriteTxn
 from trickle.transport.embedded.hub import Hub
 from trickle.transport.embedded.stager import Stager, write_lane
 from trickle.transport.embedded.staging import Staging
+from trickle.transport.shared import one_by_one
 from trickle.types import Headers, RecordMetadata, TopicPartition
 
 __all__ = ["PlainProducer"]
@@ -89,6 +90,16 @@ class PlainProducer:
             lane.watched = lane.count
         self._schedule()
         return True
+
+    def produce_many(
+        self,
+        topic: str,
+        partition: int,
+        pairs: Sequence[tuple[bytes, bytes | None]],
+        headers: Headers,
+    ) -> int:
+        """Hand over (key, value) pairs of one partition; see the contract."""
+        return one_by_one(self.produce, topic, partition, pairs, headers)
 
     def _schedule(self) -> None:
         # Not at once: what the task in hand still sends before it yields goes along.

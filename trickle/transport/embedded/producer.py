@@ -6,7 +6,7 @@ check that the member holds the partitions, and the check that nobody fenced it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import trio
@@ -26,6 +26,7 @@ from trickle.transport.embedded.group import Membership
 from trickle.transport.embedded.hub import Hub
 from trickle.transport.embedded.stager import Stager, write_lane
 from trickle.transport.embedded.staging import Staging
+from trickle.transport.shared import one_by_one
 from trickle.types import Headers, RecordMetadata, TopicPartition
 
 __all__ = ["TransactionalProducer", "commit_offsets"]
@@ -79,6 +80,16 @@ class TransactionalProducer:
         if watch:
             lane.watched = lane.count
         return True
+
+    def produce_many(
+        self,
+        topic: str,
+        partition: int,
+        pairs: Sequence[tuple[bytes, bytes | None]],
+        headers: Headers,
+    ) -> int:
+        """Hand over (key, value) pairs of one partition; see the contract."""
+        return one_by_one(self.produce, topic, partition, pairs, headers)
 
     async def drained(self) -> None:
         """Return: there is always room."""

@@ -37,7 +37,7 @@ from trickle.types import RecordMetadata, TopicPartition
 from trickle.utils.bridge import open_bridge
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
@@ -110,10 +110,7 @@ class KafkaProducer:
             watch: the commit's result tells the position behind this record.
             report: called in the producer's thread once the record's fate is known.
         """
-        content = self._content
-        if topic not in content.topics:
-            content.topics.add(topic)
-            content.since = content.since or time.monotonic()
+        self._content.note(topic)
         if report is None:
             report = self._watched if watch else self._unwatched
         try:
@@ -131,12 +128,38 @@ class KafkaProducer:
         except BufferError:
             return False
         except KafkaException as raised:
-            error = error_of(raised)
-            if error.code() in REFUSED:
-                raise refused_record(error, topic, partition) from raised
-            # It has failed already, in the background: the commit says so, and not each record.
-            self._doomed = self._doomed or error
+            self._failed_at_once(raised, topic, partition)
         return True
+
+    def produce_many(
+        self,
+        topic: str,
+        partition: int,
+        pairs: Sequence[tuple[bytes, bytes | None]],
+        headers: Headers,
+    ) -> int:
+        """Hand over (key, value) pairs of one partition; see the contract."""
+        self._content.note(topic)
+        produce, shared, report = self._produce, list(headers) or None, self._unwatched
+        taken, last = 0, len(pairs) - 1
+        try:
+            for key, value in pairs:
+                if taken == last:
+                    report = self._watched
+                produce(topic, value, key, partition, report, None, 0, shared)
+                taken += 1
+        except BufferError:
+            return taken
+        except KafkaException as raised:
+            self._failed_at_once(raised, topic, partition)
+        return len(pairs)
+
+    def _failed_at_once(self, raised: KafkaException, topic: str, partition: int | None) -> None:
+        error = error_of(raised)
+        if error.code() in REFUSED:
+            raise refused_record(error, topic, partition) from raised
+        # It has failed already, in the background: the commit says so, and not each record.
+        self._doomed = self._doomed or error
 
     async def drained(self) -> None:
         """Wait until half of what fills the client's queue now has gone.

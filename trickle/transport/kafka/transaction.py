@@ -89,6 +89,12 @@ class Content:
         self.topics: set[str] = set()
         self.since: float | None = None
 
+    def note(self, topic: str) -> None:
+        """A record is produced to the topic."""
+        if topic not in self.topics:
+            self.topics.add(topic)
+            self.since = self.since or time.monotonic()
+
 
 class Transactions:
     """A transactional producer that is made anew when it has to be.

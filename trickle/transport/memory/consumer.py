@@ -21,10 +21,10 @@ from trickle.transport.contract import (
     CommittedOffset,
     ConsumerOptions,
     RebalanceListener,
-    RecordBatch,
 )
 from trickle.transport.memory.broker import MemoryBroker, Topic
 from trickle.transport.memory.group import GroupMember, MemoryMember
+from trickle.transport.shared import RecordBatch
 from trickle.types import TopicPartition
 
 __all__ = ["MemoryConsumer", "MemoryReader"]

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from trickle.exceptions import TopicError
-from trickle.transport.contract import RecordBatch, TopicSpec
+from trickle.transport.contract import TopicSpec
+from trickle.transport.shared import RecordBatch
 from trickle.types import Headers, Record
 
 __all__ = ["BATCH_BYTES_MAX", "BATCH_RECORDS_MAX", "PartitionLog", "Policy", "policy_of"]

@@ -6,7 +6,7 @@ over, or, on a broker with a delay, by a task of the client's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -14,6 +14,7 @@ from trickle.exceptions import CommitFailed, RecordRefused, UsageError
 from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
 from trickle.transport.memory.broker import CommitFault, MemoryBroker, Staged
 from trickle.transport.memory.group import Group, MemoryMember
+from trickle.transport.shared import one_by_one
 from trickle.types import Headers, RecordMetadata, TopicPartition
 
 __all__ = ["MemoryProducer"]
@@ -66,6 +67,16 @@ class MemoryProducer:
             else:
                 self._deliver()
         return True
+
+    def produce_many(
+        self,
+        topic: str,
+        partition: int,
+        pairs: Sequence[tuple[bytes, bytes | None]],
+        headers: Headers,
+    ) -> int:
+        """Hand over (key, value) pairs of one partition; see the contract."""
+        return one_by_one(self.produce, topic, partition, pairs, headers)
 
     async def drained(self) -> None:
         """Wait until :meth:`produce` has room again."""

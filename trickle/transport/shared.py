@@ -1,0 +1,56 @@
+"""What drivers have in common that have no client library below them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trickle.types import Headers, Record
+
+__all__ = ["RecordBatch", "one_by_one"]
+
+
+class RecordBatch:
+    """A :class:`~trickle.transport.contract.Batch` over plain records."""
+
+    __slots__ = ("_records", "next_offset", "partition", "size_bytes", "topic")
+
+    def __init__(self, records: Sequence[Record], next_offset: int | None = None) -> None:
+        first = records[0]
+        self._records = records
+        self.topic = first.topic
+        self.partition = first.partition
+        self.next_offset = records[-1].offset + 1 if next_offset is None else next_offset
+        self.size_bytes = sum(len(r.key or b"") + len(r.value or b"") + 80 for r in records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def values(self) -> Sequence[bytes | None]:
+        return [record.value for record in self._records]
+
+    def keys(self) -> Sequence[bytes | None]:
+        return [record.key for record in self._records]
+
+    def offset(self, index: int) -> int:
+        return self._records[index].offset
+
+    def timestamp_ms(self, index: int) -> int:
+        return self._records[index].timestamp_ms
+
+    def record(self, index: int) -> Record:
+        return self._records[index]
+
+
+def one_by_one(
+    produce: Callable[..., bool],
+    topic: str,
+    partition: int,
+    pairs: Sequence[tuple[bytes, bytes | None]],
+    headers: Headers,
+) -> int:
+    """Do what :meth:`ProducerClient.produce_many` says, for a driver that gains nothing by it."""
+    last = len(pairs) - 1
+    for index, (key, value) in enumerate(pairs):
+        if not produce(topic, partition, key, value, headers, None, watch=index == last):
+            return index
+    return len(pairs)
