@@ -434,18 +434,19 @@ class Owner:
         code = error.code()
         topic = message.topic() or ""
         if code in OUT_OF_RANGE:
-            refusal = OffsetOutOfRange(self._out_of_range(message))
-            self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
+            # It may come late, of an assignment that is past: no position now lies so low.
+            start = self._positions.get(TopicPartition(topic, cast("int", message.partition())))
+            if start is not None and cast("int", message.offset()) >= start:
+                refusal = OffsetOutOfRange(self._out_of_range(message))
+                self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
         elif error.fatal():
             raise TransportError(
                 f"the consumer of group {self._options.group!r} cannot go on: {said(error)}"
             )
         elif code in UNKNOWN_TOPIC:
             self._missing.setdefault(topic, time.monotonic() + _MISSING_TIMEOUT)
-        elif code in AWAY or code in MEMBERSHIP or error.retriable():
+        elif code in AWAY | MEMBERSHIP | _INFORMATION or error.retriable():
             self._log.error(error)  # the client mends these by itself
-        elif code in _INFORMATION:
-            self._log.error(error)
         else:
             where = f" of topic {topic!r}, partition {message.partition()}" if topic else ""
             raise TransportError(f"the consumer{where} cannot go on: {said(error)}")

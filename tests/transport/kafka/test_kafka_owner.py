@@ -1,0 +1,70 @@
+"""What the owner of a member makes of errors that come from the client: without any broker."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from trickle.transport.contract import ConsumerOptions, TransportOptions
+from trickle.transport.kafka.config import read_config
+from trickle.transport.kafka.logs import ClientLog
+from trickle.transport.kafka.owner import Epoch, Owner
+from trickle.types import TopicPartition
+
+
+class Failed(NamedTuple):
+    """A message that is an error; a fake of the client's."""
+
+    code: int
+    at: int
+    number: int = 0
+
+    def error(self) -> KafkaError:
+        return KafkaError(self.code)
+
+    def topic(self) -> str:
+        return "flights"
+
+    def partition(self) -> int:
+        return self.number
+
+    def offset(self) -> int:
+        return self.at
+
+
+class Client:
+    """A fake of the client: it takes positions, and knows no watermarks."""
+
+    def assign(self, partitions: list[Any]) -> None:
+        pass
+
+    resume = pause = assign
+
+    def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.fixture
+def owner() -> Owner:
+    config = read_config("kafka://127.0.0.1:1", TransportOptions())
+    options = ConsumerOptions(group="g", topics=("flights",))
+    made = Owner(config, options, ClientLog(config), lambda: None, lambda _: None, lambda: None)
+    made.consumer = cast("Any", Client())
+    made.rung = True
+    made.owned = frozenset({TopicPartition("flights", 0)})
+    made.assign(0, Epoch(), {TopicPartition("flights", 0): 100}, frozenset())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "told"), [(100, 0, True), (150, 0, True), (99, 0, False), (150, 1, False)]
+)
+def test_a_position_out_of_range_is_told_unless_it_is_of_an_earlier_assignment(
+    owner: Owner, at: int, number: int, told: bool
+) -> None:
+    """A worker that was stopped comes back; others have moved on, and deleted what they read."""
+    late = Failed(KafkaError.OFFSET_OUT_OF_RANGE, at, number)
+    assert owner._sort_out([cast("Message", late)]) == []  # pyright: ignore[reportPrivateUsage]
+    assert [entry.error is not None for entry in owner.outbox] == [True] * told
