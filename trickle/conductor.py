@@ -343,7 +343,7 @@ class Conductor(Service):
         if isinstance(failure, ProducerFenced):
             self._stale = True  # the next assignment begins by taking the transactional id back
         if failure is not None:
-            if last:
+            if last and not (isinstance(failure, ProducerFenced) and self._may_be_fenced()):
                 raise failure
             logger.warning(
                 "the last commit before partitions were given back failed, their events since "
@@ -396,6 +396,8 @@ class Conductor(Service):
             if self._committer.broken is None:
                 return  # a rebalance came first, and has cleared away
             logger.warning("a commit failed, its events run again: %s", error)
+            if not fenced:  # whatever it is, it may delay others as well
+                self._assigned_at = trio.current_time()
             lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
             await self._cancel(lanes)
             # Whoever fenced us has the id until the next assignment is opened.
@@ -417,16 +419,23 @@ class Conductor(Service):
         """Tell whether this worker was fenced because it had lost its place in the group."""
         if self._stale:
             return True
-        # Others were given partitions when we were, and some may still bear the name of a process
-        # that had our id before us, and was killed: its fencing hits us.
-        lately = trio.current_time() - self._assigned_at < self._session_timeout
-        if lately and self._fences < RENEWALS_MAX:
+        if self._may_be_fenced():
             self._fences += 1
             return True
         with trio.move_on_after(self._session_timeout):
             await self._moved.wait()
             return True
         return False
+
+    def _may_be_fenced(self) -> bool:
+        """Tell whether others may be fencing this worker who are no twins of it.
+
+        They were given partitions when we were, and some may still bear our name, or that of a
+        process that had our id before us, and was killed. They may be late, for the same reasons
+        for which our commits fail.
+        """
+        lately = trio.current_time() - self._assigned_at < self._session_timeout + OTHERS_OPEN_S
+        return lately and self._fences < RENEWALS_MAX
 
     async def out_of_range(self, error: OffsetOutOfRange) -> None:
         """A position is not held any more: drain, commit, and open the assignment again.
@@ -461,3 +470,4 @@ class Conductor(Service):
 CANCEL_TIMEOUT_S = 2.0
 BROKER_PAUSE_S = 1.0
 RENEWALS_MAX = 5
+OTHERS_OPEN_S = 30.0
