@@ -29,7 +29,7 @@ a commit or a flush when they hold half of what the cache may.
 **Values that can change** (lists, most classes) are kept as bytes, and handed out as copies, on
 loan for one event: see :mod:`.loans`. The facade in :mod:`.table` reads ``hot`` and writes
 ``young`` itself where key and value are of exact simple types: that path is measured by
-``benchmarks/table_write.py``.
+``benchmarks/parts.py``.
 """
 
 from __future__ import annotations
