@@ -47,6 +47,7 @@ ROOMS: list[str] = [
     "conductor",
     "topology",
     "definitions",
+    "inside",
     "web",
     "run",
     "app",

@@ -25,7 +25,7 @@ from trickle.exceptions import EventSettledError
 from trickle.types import Headers, RecordMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 __all__ = [
     "CURRENT",
@@ -33,6 +33,7 @@ __all__ = [
     "Child",
     "Effect",
     "Outlet",
+    "Outlets",
     "Turn",
     "Written",
     "binding_children",
@@ -72,6 +73,25 @@ class Outlet(Protocol):
     def record_bytes_max(self, topic: str) -> int | None:
         """Return the largest record that a topic takes where it is known."""
         ...
+
+
+class Outlets:
+    """The ways out of all apps that run around a block of the user's.
+
+    Args:
+        innermost: for topics of no app that runs here.
+        by_app: by the apps' ids.
+    """
+
+    __slots__ = ("by_app", "innermost")
+
+    def __init__(self, innermost: Outlet | None, by_app: Mapping[str, Outlet]) -> None:
+        self.innermost = innermost
+        self.by_app = by_app
+
+    def of(self, app_id: str) -> Outlet | None:
+        """Return the way out for an app's topics."""
+        return self.by_app.get(app_id, self.innermost)
 
 
 class Written(Protocol):
@@ -217,7 +237,7 @@ class Child:
 
 
 CURRENT: ContextVar[Turn | Child | None] = ContextVar("trickle.turn", default=None)
-OUTLET: ContextVar[Outlet | None] = ContextVar("trickle.outlet", default=None)
+OUTLET: ContextVar[Outlet | Outlets | None] = ContextVar("trickle.outlet", default=None)
 
 
 def current_turn() -> Turn | None:

@@ -43,6 +43,7 @@ from trickle.definitions import Definitions
 from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
 from trickle.inboxes import Inboxes
+from trickle.inside import inside
 from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics
@@ -487,12 +488,8 @@ async def open_run(
     with single_errors() as guard:
         async with trio.open_nursery() as nursery:
             await nursery.start(run.run)
-            outlet = OUTLET.set(run.producer)
-            holder = HOLDER.set(run.holder)
             try:
-                with guard.block():
+                with inside(definitions.id, run.producer, run.holder), guard.block():
                     yield run
             finally:
-                OUTLET.reset(outlet)
-                HOLDER.reset(holder)
                 run.stop()

@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, cast, overload
 import msgspec
 from typing_extensions import TypeForm, TypeVar
 
-from trickle.context import OUTLET, Effect, Outlet, current_turn
+from trickle.context import OUTLET, Effect, Outlet, Outlets, current_turn
 from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, UsageError
 from trickle.serializers import BoundCodec, codec_for
 from trickle.transport.contract import TopicSpec
@@ -278,7 +278,7 @@ class Topic(Source[V, K]):
         effect = self.effect(value, key, headers, timestamp, partition)
         turn = current_turn()
         if turn is None:
-            return await _outlet(self.name).send(effect)
+            return await _outlet(self).send(effect)
         return _stage(turn, effect)
 
     def send_nowait(
@@ -301,7 +301,7 @@ class Topic(Source[V, K]):
         effect = self.effect(value, key, headers, timestamp, partition)
         turn = current_turn()
         if turn is None:
-            _outlet(self.name).send_nowait(effect)
+            _outlet(self).send_nowait(effect)
         else:
             _stage(turn, effect)
 
@@ -329,7 +329,7 @@ class Topic(Source[V, K]):
             self.effect(item[1], item[0], None, item[2] if len(item) > 2 else None, None)
             for item in items
         )
-        return await _outlet(self.name).send_all(effects)
+        return await _outlet(self).send_all(effects)
 
     def effect(
         self,
@@ -358,6 +358,8 @@ class Topic(Source[V, K]):
     ) -> Effect:
         """Make an effect of wire bytes, checked against what the topic takes."""
         outlet = OUTLET.get()
+        if isinstance(outlet, Outlets):
+            outlet = outlet.of(self.app_id)
         if outlet is not None:
             self._check_size(outlet.record_bytes_max(self.name), key, value, headers)
             count = outlet.partitions(self.name)
@@ -461,11 +463,13 @@ def _stage(turn: Any, effect: Effect) -> RecordMetadata:
     return RecordMetadata(effect[0], effect[1], None, -1.0 if stamp is None else stamp / 1000)
 
 
-def _outlet(topic: str) -> Outlet:
+def _outlet(topic: Topic[Any, Any]) -> Outlet:
     outlet = OUTLET.get()
+    if isinstance(outlet, Outlets):
+        outlet = outlet.of(topic.app_id)
     if outlet is None:
         raise UsageError(
-            f"topic {topic!r} cannot be sent to: no app is running here; "
+            f"topic {topic.name!r} cannot be sent to: no app is running here; "
             "send inside `async with app.run():` or `async with app.client():`"
         )
     return outlet

@@ -5,7 +5,7 @@ from trickle.tables.lookup import Found, find_key, find_keys
 from trickle.tables.manager import TableManager
 from trickle.tables.shard import CacheLimits, Shard
 from trickle.tables.standby import Standbys
-from trickle.tables.table import HOLDER, Committed, Holder, Table
+from trickle.tables.table import HOLDER, Committed, Holder, Table, foreign_table
 from trickle.tables.views import Views
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Views",
     "find_key",
     "find_keys",
+    "foreign_table",
 ]

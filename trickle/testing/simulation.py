@@ -14,12 +14,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from typing_extensions import TypeVar
 
 from trickle.app import App
-from trickle.context import OUTLET, Effect
+from trickle.context import Effect
 from trickle.exceptions import UsageError
+from trickle.inside import inside
 from trickle.run import Run, Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.streams import Event
-from trickle.tables import HOLDER, Shard, Table
+from trickle.tables import Shard, Table
 from trickle.testing.scheduling import SeededPace, seeded_order
 from trickle.topics import Topic, pack_headers, timestamp_to_ms
 from trickle.transport.contract import ProducerClient, ProducerOptions
@@ -385,8 +386,7 @@ async def run(
             simulation.producer = await stack.enter_async_context(
                 transport.producer(ProducerOptions())
             )
-            outlet = OUTLET.set(_Outlet(simulation))
-            holder = HOLDER.set(simulation)
+            stack.enter_context(inside(app.id, _Outlet(simulation), simulation))
             try:
                 await simulation.rebalance(workers=workers)
                 with guard.block():
@@ -398,6 +398,3 @@ async def run(
                 for live in simulation.runs():
                     live.cancel()
                 raise
-            finally:
-                OUTLET.reset(outlet)
-                HOLDER.reset(holder)
