@@ -96,7 +96,7 @@ def test_each_test_that_reliability_names_exists() -> None:
 def test_each_fault_of_the_checker_that_reliability_names_exists() -> None:
     named = {
         name
-        for names in re.findall(r"checker \((`[^)]*)\)", RELIABILITY)
+        for names in re.findall(r"checker \((`[^):]*)", RELIABILITY)
         for name in re.findall(r"`([\w-]+)`", names)
     }
     assert named == FAULTS.keys() - {"pause"}

@@ -9,13 +9,37 @@ while there: so an undo that forgets something, or a cancelled event that leaves
 from __future__ import annotations
 
 import os
+import resource
+import time
+from typing import cast
 
 import trio
 
 import trickle
+from trickle.stores.lmdb import LmdbStore
 
 _ID = os.environ["FAULTS_APP"]
 _PARTITIONS = int(os.environ["FAULTS_PARTITIONS"])
+
+
+def _jump(days: int) -> None:
+    """Let the clock jump every three seconds; waits and order may not depend on it."""
+    real = time.time
+
+    def jumping() -> float:
+        step = int(time.monotonic() / 3) * 7919 % (2 * days + 1)
+        return real() + (step - days) * 86_400
+
+    time.time = jumping
+
+
+if "FAULTS_CLOCK" in os.environ:
+    _jump(int(os.environ["FAULTS_CLOCK"]))
+if "FAULTS_FILE_BYTES" in os.environ:
+    _bytes = int(os.environ["FAULTS_FILE_BYTES"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_bytes, _bytes))
+# Maps are small at first, so that they have to grow.
+cast("dict[str, int]", LmdbStore.__init__.__kwdefaults__)["map_bytes"] = 1 << 17
 
 
 class Item(trickle.Model):

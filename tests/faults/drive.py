@@ -29,7 +29,7 @@ from tests.faults.proxy import EndTxnFate
 from tests.faults.stores import copy_tables
 from tests.faults.topics import read_partition
 from tests.faults.watch import Watch
-from tests.faults.workers import Slot
+from tests.faults.workers import CLOCK, FILE_BYTES, Slot
 from tests.faults.workload import Feeder, Item
 
 __all__ = ["Drive", "Options"]
@@ -177,6 +177,9 @@ class Drive:
             if code and not early and not (slot.told_twice and code == 3):
                 self._find("exit", f"worker {slot.number} was told to end, and did so with exit "
                            f"code {code}:\n{slot.tail()}")  # fmt: skip
+        elif code == 1 and slot.limited and "trickle: the tables in" in slot.tail():
+            self.counts["ended by a full disk"] += 1
+            self._snapshot(slot, "ended by a full disk")
         elif code == 1 and self._disturbed_at_start(slot):
             self.counts["not started without a broker"] += 1
         else:
@@ -271,6 +274,12 @@ class Drive:
                 self._kill(slot, fault.seconds)
                 if fault.detail.startswith("recovery") and not self._options.shared:
                     self._wipe(slot, "all")
+            case "full":
+                slot.next_environment = {FILE_BYTES: fault.detail}
+                self._kill(slot, fault.seconds)
+            case "clock":
+                slot.next_environment = {CLOCK: fault.detail}
+                self._kill(slot, fault.seconds)
             case "stop" | "pause":
                 slot.stop()
                 self._after(fault.seconds, slot.resume)
@@ -373,10 +382,10 @@ class Drive:
         self._say("healed: from here on nothing disturbs")
         # A fail point that was not reached could still be: it is not one of the plan any more.
         for slot in self.slots:
-            if slot.fail_point and slot.state == "running":
+            if (slot.fail_point or slot.limited) and slot.state == "running":
                 slot.kill()
                 slot.restart_at = time.monotonic()
-            slot.next_fail_point = ""
+            slot.next_fail_point, slot.next_environment = "", {}
 
     def _settle(self) -> None:
         """Wait until all is done, as the committed offsets tell."""

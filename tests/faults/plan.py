@@ -37,6 +37,8 @@ FAULTS = {
     "grow": 1,
     "shrink": 1,
     "wipe": 2,
+    "full": 1,
+    "clock": 1,
     "cut": 1,
     "delay": 1,
     "blackhole": 1,
@@ -54,6 +56,8 @@ term          SIGTERM: it must drain, and end with exit code 0
 term-twice    SIGTERM, and again a moment later
 grow, shrink  one worker more, one worker less
 wipe          SIGKILL, and its data directory removed: all, or some partitions, or a file cut
+full          a start with a limit on how large a file may be: it must end with a sentence
+clock         a start with a clock that jumps by days
 cut           all connections to the broker are reset
 delay         all that passes the proxy is late
 blackhole     nothing passes the proxy, and no connection is closed
@@ -154,6 +158,9 @@ def _particulars(
             return dice.uniform(0.2, session / 2), ""
         case "wipe":
             return dice.uniform(0, 2), dice.choice(["all", "some", "cut", "empty"])
+        case "full" | "clock":
+            size, days = dice.randrange(8, 100) * 1024, dice.randint(1, 400)
+            return dice.uniform(0, 2), str(size if kind == "full" else days)
         case "delay":
             return dice.uniform(1, 5), str(round(dice.uniform(0.02, 0.4), 3))
         case "blackhole":

@@ -16,7 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Slot"]
+__all__ = ["CLOCK", "FILE_BYTES", "Slot"]
+
+FILE_BYTES = "FAULTS_FILE_BYTES"
+"""How large a worker's files may be."""
+
+CLOCK = "FAULTS_CLOCK"
+"""The days by which a worker's clock jumps at most, to and fro."""
 
 _HERE = Path(__file__).parent
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -33,6 +39,7 @@ class Slot:
         state: ``stopped`` is a process that SIGSTOP holds, ``ending`` one that was told to end.
         restart_at: when a dead one is started again (monotonic seconds); None: not by itself.
         fail_point: the one that the running process has armed.
+        limited: the running process may not write large files.
         starts: how many processes there have been.
         told_twice: to end, so that it may cancel what it would have drained.
         rss_bytes: resident memory, by seconds of uptime.
@@ -44,7 +51,9 @@ class Slot:
         self.state: State = "empty"
         self.restart_at: float | None = None
         self.next_fail_point = ""
+        self.next_environment: dict[str, str] = {}
         self.fail_point = ""
+        self.limited = False
         self.starts = 0
         self.started_at = 0.0
         self.told_at = 0.0
@@ -52,19 +61,24 @@ class Slot:
         self.rss_bytes: dict[int, int] = {}
         self._environment = environment
         self._log = log
+        self._aside = log.with_suffix(".aside")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start a worker, with the fail point that was asked for, if any."""
+        """Start a worker, with the fail point and what else was asked for, if anything."""
         self.fail_point, self.next_fail_point = self.next_fail_point, ""
-        environment = {**os.environ, **self._environment, "FAULTS_DATA": str(self.data)}
+        special, self.next_environment = self.next_environment, {}
+        self.limited = FILE_BYTES in special
+        environment = {**os.environ, **self._environment, **special, "FAULTS_DATA": str(self.data)}
         environment.pop("_TRICKLE_FAIL_POINT", None)
         if self.fail_point:
             environment["_TRICKLE_FAIL_POINT"] = self.fail_point
         with self._log.open("ab") as log:
             armed = f", {self.fail_point} armed" if self.fail_point else ""
+            armed += "".join(f", {name}={value}" for name, value in special.items())
             log.write(f"--- start {self.starts}{armed}\n".encode())
-            log.flush()
+        # What limits the worker's files would limit its log as well.
+        with (self._aside if self.limited else self._log).open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trickle", "worker", "app:app", "--no-web"],
                 cwd=_HERE,
@@ -112,7 +126,7 @@ class Slot:
         if process is not None:
             process.kill()
             process.wait(30)
-        self.state = "dead"
+        self._is_dead()
 
     def ended(self) -> int | None:
         """Return the exit code of a process that has ended since the last call."""
@@ -122,15 +136,22 @@ class Slot:
         code = process.poll()
         if code is not None:
             self._process = None
-            self.state = "dead"
+            self._is_dead()
         return code
+
+    def _is_dead(self) -> None:
+        self.state = "dead"
+        if self._aside.exists():
+            with self._log.open("ab") as log:
+                log.write(self._aside.read_bytes())
+            self._aside.unlink()
 
     def output(self) -> str:
         """Return all that its processes have said, but for what the app's own flaws make it say."""
-        try:
-            text = self._log.read_text(errors="replace")
-        except OSError:
-            return ""
+        text = ""
+        for file in (self._log, self._aside):
+            with contextlib.suppress(OSError):
+                text += file.read_text(errors="replace")
         return "\n".join(line for line in text.splitlines() if "FlakyError" not in line)
 
     def was_ready(self) -> bool:
