@@ -50,6 +50,26 @@ async def test_take_is_one_event(mock_clock: MockClock) -> None:
     assert batches == [[1, 2, 3, 4], [5, 6]]
 
 
+async def test_events_of_a_group_stay_in_hand_until_its_end(mock_clock: MockClock) -> None:
+    """The group is longer than the chunks that it comes from; its first event is still its own."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    out = app.topic("out", key=str, value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for group in stream.events().take(100, within=1):
+            for event in group:
+                event.forward(out)
+
+    async with trickle.testing.run(app) as t:
+        for value in range(150):
+            await t.send(source, value, key="k")
+        await t.advance(2)
+        await t.settled()
+        assert [e.value for e in t.sent(out)] == list(range(150))
+
+
 async def test_take_retries_the_whole_batch(mock_clock: MockClock) -> None:
     app = trickle.App("app")
     source = app.topic("source", key=str, value=int, partitions=1)

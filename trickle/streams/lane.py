@@ -387,7 +387,8 @@ class Lane(Turn):
                     break  # it comes first in the next chunk
         self.size = len(values)
         self.chunk = iter(values)
-        self.renumber()
+        if self.pinned is None:  # a group is one event, whatever number of chunks it comes from
+            self.renumber()
 
     async def _dispose(self, batch: Batch, error: TrickleError) -> None:
         """Let the agent's policy decide on the record at ``base``, which is to be no event."""
