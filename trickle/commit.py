@@ -233,7 +233,7 @@ class Committer(Service):
         self._sensor.events_settled(lane.agent, lane.partition, events)
         self._chunks += 1
         if not self._chunks % PRESSURE_CHUNKS and any(
-            shard.pressure for shard in lane.shards.values()
+            shard.pressure for shard in lane.own.values()
         ):
             self._crowd()
         if self._events >= self._limit:
@@ -328,7 +328,8 @@ class Committer(Service):
         taken = self._snapshot(releasing)
         if taken.empty:
             self._last = started
-            self._pass_on()
+            if self._limit > 1 or self._holder is None or not self._holder.hand:
+                self._pass_on()  # else the holder's event is still to come
             return
         self._producer.hold()
         self._sensor.commit_started()
