@@ -28,17 +28,26 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["BrokerError", "KafkaBroker", "kafka_broker", "kafka_jars"]
+__all__ = [
+    "BrokerError",
+    "KafkaBroker",
+    "Node",
+    "free_ports",
+    "kafka_broker",
+    "kafka_jars",
+    "make_nodes",
+    "start_cluster",
+]
 
 _POM = Path(__file__).with_name("kafka") / "pom.xml"
 _CACHE = Path(__file__).parent.parent / ".kafka"
@@ -105,6 +114,20 @@ def _fetch(into: Path) -> None:
         raise BrokerError(f"mvn could not fetch Kafka's jars:\n{done.stdout}\n{done.stderr}")
 
 
+class Node(NamedTuple):
+    """A broker's place in a cluster.
+
+    Attributes:
+        number: from 1 on.
+        controllers: the ports of all nodes' controllers, in order.
+        cluster: its id.
+    """
+
+    number: int
+    controllers: tuple[int, ...]
+    cluster: str
+
+
 class KafkaBroker:
     """One broker, combined with its controller; a context manager that starts and removes it.
 
@@ -114,6 +137,7 @@ class KafkaBroker:
         keep: leave data and log in their directory at the end.
         behind: the port of a proxy: a second listener is advertised there, so that clients that
             start at the proxy stay behind it; the proxy connects to :attr:`inner_port`.
+        node: its place in a cluster, else it is alone.
 
     Attributes:
         inner_port: of that second listener; 0 without a proxy.
@@ -126,6 +150,7 @@ class KafkaBroker:
         heap: str = "1g",
         keep: bool = False,
         behind: int | None = None,
+        node: Node | None = None,
     ) -> None:
         self.keep = keep
         self.inner_port = 0
@@ -134,6 +159,7 @@ class KafkaBroker:
         self._extra = dict(properties or {})
         self._heap = heap
         self._behind = behind
+        self._node = node
         self._port = 0
         self._guard: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -162,6 +188,8 @@ class KafkaBroker:
         if self._guard is not None:
             raise BrokerError("the broker runs already")
         fresh = not self._port
+        if fresh and self._node is not None:
+            raise BrokerError("a broker of a cluster starts first with the others: start_cluster")
         for attempt in range(_START_ATTEMPTS):
             if fresh:
                 self._format()
@@ -175,6 +203,19 @@ class KafkaBroker:
                     raise
             else:
                 return
+
+    def launch(self) -> None:
+        """Start it as a part of a cluster, for the first time; it answers once most are there."""
+        self._format()
+        self._launch()
+
+    def wait_ready(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            BrokerError: it ended, or gave no answer in 90 seconds.
+        """
+        self._wait_ready()
 
     def stop(self) -> None:
         """End it cleanly, as an operator would; its data stay for the next start."""
@@ -219,8 +260,10 @@ class KafkaBroker:
 
     def _format(self) -> None:
         """Choose ports, write the properties and format the storage."""
-        self._port, controller, inner = _free_ports()
+        self._port, controller, inner = free_ports(3)
         host = "127.0.0.1"
+        node = self._node or Node(1, (controller,), _cluster_id())
+        controller = node.controllers[node.number - 1]
         listeners = f"PLAINTEXT://{host}:{self._port}"
         advertised = listeners
         if self._behind is not None:
@@ -229,8 +272,10 @@ class KafkaBroker:
             advertised += f",PROXIED://{host}:{self._behind}"
         properties: dict[str, str | int | bool] = {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@{host}:{controller}",
+            "node.id": node.number,
+            "controller.quorum.voters": ",".join(
+                f"{number}@{host}:{port}" for number, port in enumerate(node.controllers, 1)
+            ),
             "controller.listener.names": "CONTROLLER",
             "listeners": f"{listeners},CONTROLLER://{host}:{controller}",
             "advertised.listeners": advertised,
@@ -257,9 +302,8 @@ class KafkaBroker:
         shutil.rmtree(self.directory / "data", ignore_errors=True)
         self._properties.write_text("\n".join(lines) + "\n")
         (self.directory / "log4j2.properties").write_text(_LOGGING)
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         # "=" forms keep a cluster id that begins with a dash from being read as an option.
-        command = self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}")
+        command = self._java("kafka.tools.StorageTool", "format", f"--cluster-id={node.cluster}")
         # Eligible leader replicas take a lone broker's leadership away at each unclean restart, and
         # a coordinator (of 4.3.1) that loads meanwhile skips the markers of partitions without a
         # leader, as if they had been deleted: their transactions hang for ever.
@@ -335,11 +379,31 @@ def _property(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _free_ports() -> tuple[int, int, int]:
-    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-        for one in (first, second, third):
+def _cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody has, for now."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
             one.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1], third.getsockname()[1]
+        return [one.getsockname()[1] for one in found]
+
+
+def make_nodes(count: int) -> list[Node]:
+    """Return the places of a cluster of so many brokers."""
+    controllers, cluster = tuple(free_ports(count)), _cluster_id()
+    return [Node(number, controllers, cluster) for number in range(1, count + 1)]
+
+
+def start_cluster(brokers: Sequence[KafkaBroker]) -> None:
+    """Start the brokers of a cluster for the first time, and wait until all answer."""
+    for broker in brokers:
+        broker.launch()
+    for broker in brokers:
+        broker.wait_ready()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from trickle.transport.contract import (
     Transport,
     Watermarks,
 )
+from trickle.transport.looks import find_topics
 from trickle.types import TopicPartition
 
 __all__ = ["Consumer"]
@@ -127,7 +128,7 @@ class Consumer(Service):
         Raises:
             TopicError: one is gone, was made anew, or has grown.
         """
-        found = await self._transport.admin.topics(self._options.topics)
+        found = await find_topics(self._transport.admin, self._options.topics)
         for name in self._options.topics:
             before, now = self._topics[name], found.get(name)
             if now is None:

@@ -18,6 +18,7 @@ from trickle.exceptions import DefinitionError, TopicError
 from trickle.tables import Table
 from trickle.topics import Topic
 from trickle.transport.contract import Admin, TopicInfo, TopicSpec
+from trickle.transport.looks import find_topics
 
 __all__ = ["Topology", "prepare"]
 
@@ -122,7 +123,7 @@ class _Declarer:
                     for spec in missing
                 ]
             )
-            self.infos.update(await self._admin.topics(names))
+            self.infos.update(await find_topics(self._admin, names))
             logger.info("declared %s", _listed(spec.name for spec in missing))
         for spec in specs:
             info = self.infos.get(spec.name)

@@ -31,6 +31,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long faults go on")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument("--brokers", type=int, default=1, help="with so many copies of everything")
     parser.add_argument("--keys", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=800.0, help="records a second")
     parser.add_argument("--seed", type=int, default=None, help="a new one where left out")
@@ -101,7 +102,7 @@ def check(argv: list[str] | None = None) -> list[Finding]:
     items = list(make_items(seed, given.keys, int(given.seconds * given.rate)))
     _write(f"seed {seed}: {len(plan)} faults, {len(items):,} records; {given.guarantee}, "
            f"{given.protocol}, {given.workers} workers; {directory}")  # fmt: skip
-    with Cluster() as cluster:
+    with Cluster(given.brokers) as cluster:
         drive = Drive(cluster, options, plan, items)
         try:
             drive.run()
@@ -114,7 +115,8 @@ def check(argv: list[str] | None = None) -> list[Finding]:
         findings = drive.findings + verdict.findings + _too_late(drive, given.takeover)
         findings += _leak(drive) if given.spare else []
         if findings:
-            shutil.copy(cluster.broker.log, directory / "broker.log")
+            for number, broker in enumerate(cluster.brokers):
+                shutil.copy(broker.log, directory / f"broker-{number}.log")
     _report(options, drive, verdict, findings, judged)
     if not findings and not given.keep:
         shutil.rmtree(directory, ignore_errors=True)

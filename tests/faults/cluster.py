@@ -1,4 +1,4 @@
-"""The broker of a run, the proxy before it, and what is asked of it from outside the proxy."""
+"""The brokers of a run, a proxy before each, and what is asked of them from outside the proxies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from tests.faults.proxy import Proxy
-from tests.kafka_broker import KafkaBroker, kafka_jars
+from tests.kafka_broker import KafkaBroker, kafka_jars, make_nodes, start_cluster
 
 __all__ = ["Cluster", "Ends", "Place"]
 
@@ -28,6 +28,26 @@ Place = tuple[str, int]
 """Topic and partition."""
 
 _TIMEOUT = 30.0
+
+
+def _properties(count: int) -> dict[str, str | int | bool]:
+    # Overdue transactions are ended soon, as a worker that was killed waits for nobody.
+    properties: dict[str, str | int | bool] = {
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500
+    }
+    if count > 1:
+        properties |= dict.fromkeys(
+            [
+                "default.replication.factor",
+                "offsets.topic.replication.factor",
+                "transaction.state.log.replication.factor",
+            ],
+            count,
+        )
+        properties |= dict.fromkeys(
+            ["min.insync.replicas", "transaction.state.log.min.isr"], count // 2 + 1
+        )
+    return properties
 
 
 class Ends(NamedTuple):
@@ -45,26 +65,41 @@ class Ends(NamedTuple):
 
 
 class Cluster:
-    """A broker of one's own behind a proxy; a context manager.
+    """Brokers of one's own, each behind a proxy; a context manager.
+
+    Args:
+        count: of brokers; three keep all in three copies, and lose nothing with one of them.
 
     Attributes:
-        proxy: what workers reach the broker through.
-        broker: the broker itself.
+        proxies: what workers reach the brokers through.
+        brokers: themselves.
     """
 
-    def __init__(self) -> None:
-        self.proxy = Proxy()
-        # Overdue transactions are ended soon, as a worker that was killed waits for nobody.
-        self.broker = KafkaBroker(
-            {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 500},
-            heap="512m",
-            behind=self.proxy.port,
-        )
+    def __init__(self, count: int = 1) -> None:
+        self.proxies = [Proxy() for _ in range(count)]
+        self.brokers = [
+            KafkaBroker(
+                _properties(count), heap="512m" if count == 1 else "320m", behind=proxy.port,
+                node=node,
+            )
+            for proxy, node in zip(
+                self.proxies, make_nodes(count) if count > 1 else [None], strict=True
+            )
+        ]  # fmt: skip
+        self._replicas = count
         self._admin: Any = None
 
     def __enter__(self) -> Self:
-        self.broker.__enter__()
-        self.proxy.target = self.broker.inner_port
+        try:
+            if self._replicas > 1:
+                start_cluster(self.brokers)
+            else:
+                self.brokers[0].start()
+        except BaseException:
+            self.close()
+            raise
+        for proxy, broker in zip(self.proxies, self.brokers, strict=True):
+            proxy.target = broker.inner_port
         return self
 
     def __exit__(
@@ -73,18 +108,24 @@ class Cluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.proxy.close()
-        self.broker.close()
+        self.close()
+
+    def close(self) -> None:
+        """End all of it."""
+        for proxy in self.proxies:
+            proxy.close()
+        for broker in self.brokers:
+            broker.close()
 
     @property
     def workers_url(self) -> str:
-        """The broker URL for the app under test: the proxy."""
-        return f"kafka://127.0.0.1:{self.proxy.port}"
+        """The broker URL for the app under test: the proxies."""
+        return "kafka://" + ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.proxies)
 
     @property
     def servers(self) -> str:
-        """The broker's address without the proxy."""
-        return self.broker.address
+        """The brokers' addresses without the proxies."""
+        return ",".join(broker.address for broker in self.brokers)
 
     @property
     def admin(self) -> Any:
@@ -95,7 +136,10 @@ class Cluster:
 
     def create(self, names: Iterable[str], partitions: int) -> None:
         """Make topics."""
-        new = [NewTopic(name, num_partitions=partitions) for name in names]
+        new = [
+            NewTopic(name, num_partitions=partitions, replication_factor=self._replicas)
+            for name in names
+        ]
         for future in self.admin.create_topics(new, request_timeout=_TIMEOUT).values():
             future.result(_TIMEOUT)
 

@@ -344,7 +344,8 @@ class Drive:
     def _hit_broker(self, fault: Fault) -> None:
         lasts = time.monotonic() + fault.seconds
         self._disturbed_until = max(self._disturbed_until, lasts)
-        proxy = self._cluster.proxy
+        which = fault.worker % len(self._cluster.brokers)  # of several, one is hit
+        proxy, broker = self._cluster.proxies[which], self._cluster.brokers[which]
         match fault.kind:
             case "cut":
                 proxy.cut()
@@ -356,18 +357,18 @@ class Drive:
             case "endtxn":
                 proxy.drop_end_txn(cast("EndTxnFate", fault.detail))
             case _:
-                broker = self._cluster.broker
-                if not broker.pid:
-                    return
+                if not all(one.pid for one in self._cluster.brokers):
+                    return  # one is away already, and two might be most of them
                 (broker.kill if fault.detail == "kill" else broker.stop)()
                 self._after(fault.seconds, self._start_broker)
                 return
         self._after(fault.seconds, proxy.heal)
 
     def _start_broker(self) -> None:
-        if not self._cluster.broker.pid:
-            self._cluster.broker.start()
-            self._disturbed_until = time.monotonic()
+        for broker in self._cluster.brokers:
+            if not broker.pid:
+                broker.start()
+                self._disturbed_until = time.monotonic()
 
     # The end
 
@@ -375,7 +376,8 @@ class Drive:
         """Undo all faults that are still going on."""
         while self._later:
             heapq.heappop(self._later)[2]()
-        self._cluster.proxy.heal()
+        for proxy in self._cluster.proxies:
+            proxy.heal()
         self._start_broker()
         for slot in self.slots:
             slot.resume()

@@ -55,6 +55,13 @@ def test_all_faults_mixed(seed: int, how: list[str]) -> None:
 
 
 @pytest.mark.soak
+def test_three_brokers_that_lose_their_leaders() -> None:
+    """One of three brokers is killed, stopped or cut off, again and again: leaders move."""
+    given = ["--seed", "23", "--seconds", "90", "--every", "6", "--brokers", "3"]
+    assert main([*THREE, *given, "--faults", "broker,cut,blackhole,kill,term"]) == 0
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_half_an_hour_of_faults_and_no_leak(capsys: pytest.CaptureFixture[str]) -> None:
     """A fault every five seconds; one worker is spared, and its memory does not grow."""

@@ -31,6 +31,7 @@ from trickle.stores.contract import (
     coalesced,
 )
 from trickle.transport.contract import Batch, Reader, Transport, Watermarks
+from trickle.transport.looks import find_topics
 from trickle.types import Headers, TopicPartition
 from trickle.utils.failpoints import fail_point
 
@@ -269,7 +270,7 @@ class _Attempt:
         return True
 
     async def _identify(self) -> None:
-        infos = await self._transport.admin.topics(list(self._tables.values()))
+        infos = await find_topics(self._transport.admin, list(self._tables.values()))
         for name, topic in self._tables.items():
             info = infos.get(topic)
             if info is None:
