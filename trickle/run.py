@@ -387,7 +387,7 @@ class Run(Service):
         await self._start(conductor)
         await self._start(consumer)
         self._fetcher = Fetcher(
-            consumer, inboxes, conductor.out_of_range, settings.buffer_bytes // 4
+            consumer, inboxes, conductor.out_of_range, settings.buffer_bytes // 8
         )
         await self._start(self._fetcher)
         await conductor.ready.wait()

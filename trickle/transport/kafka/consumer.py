@@ -41,7 +41,7 @@ __all__ = ["KafkaConsumer", "as_partitions", "open_consumer"]
 
 _CLOSE_TIMEOUT = 5.0  # seconds for leaving the group; a dead broker would hold us for 40
 _RETIRE_TIMEOUT = 2.0
-_FETCH_RECORDS = 4_000  # one fetch returns about so many where so many are ready
+_FETCH_RECORDS = 2_000  # one fetch returns about so many where so many are ready
 
 
 class KafkaConsumer:
@@ -182,6 +182,10 @@ class KafkaConsumer:
                 if not merged:
                     merge(merged, taken)
                 merge(merged, entry.batches)
+        epoch = self._epoch
+        if epoch is not None and epoch.waiting and self.owner.has_half(epoch):
+            epoch.waiting = False
+            self._bridge.post(_nothing)  # wakes the owner
         if merged:
             return list(merged.values())
         return taken or []

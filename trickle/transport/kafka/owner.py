@@ -15,9 +15,10 @@ positions; each entry carries the epoch it was fetched in, and Trio's side takes
 current one only. So nothing that was fetched before a revocation can come out after it.
 
 **Back-pressure.** While enough is ready, the thread lets the client's own bounded queue fill, and
-only looks at it again when something was taken. After a second of that it pauses all partitions
-and polls on, so that the group never takes a slow worker for a dead one. Pausing drops what the
-client has prefetched, which is why it comes late.
+only looks at it again when half was taken: each look costs a wait for the interpreter's lock, which
+Trio's thread holds then, so fewer and larger ones are better. After a second of that it pauses all
+partitions and polls on, so that the group never takes a slow worker for a dead one. Pausing drops
+what the client has prefetched, which is why it comes late.
 """
 
 from __future__ import annotations
@@ -26,27 +27,20 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import Consumer, KafkaException, Message
 from confluent_kafka import TopicPartition as Partition
 
-from trickle.exceptions import OffsetOutOfRange, TopicError, TransportError
 from trickle.transport.kafka.batch import KafkaBatch, split
+from trickle.transport.kafka.complaints import Complaints
 from trickle.transport.kafka.config import configuration_error
-from trickle.transport.kafka.errors import (
-    AWAY,
-    MEMBERSHIP,
-    OUT_OF_RANGE,
-    UNKNOWN_TOPIC,
-    error_of,
-    said,
-)
 from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from trickle.exceptions import TransportError
     from trickle.transport.contract import ConsumerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
@@ -58,11 +52,12 @@ logger = logging.getLogger("trickle.transport.kafka")
 
 _POLL = 0.01  # seconds: how long a command may have to wait on an idle topic
 _CONSUME_MAX = 1_000
-_READY_RECORDS = 16_000  # about so much is kept ready for Trio's side
+_READY_RECORDS = (
+    4_000  # about so much is kept ready for Trio's side: what has left the CPU's cache is dearer
+)
+_FULL_WAIT = 0.02  # seconds between two looks whether half was taken, where nobody says so
 _PATIENCE = 1.0  # seconds without a poll before the partitions are paused instead
 _CALLBACK_SHARE = 0.9  # of the rebalance timeout, after which the group would evict us
-_MISSING_TIMEOUT = 5.0  # seconds that a subscribed topic may take to appear
-_WATERMARK_TIMEOUT = 2.0
 
 
 class KafkaMember:
@@ -80,13 +75,21 @@ class Epoch:
     The owner's thread writes ``handed``, Trio's ``taken``, so neither needs a lock.
     """
 
-    __slots__ = ("handed_bytes", "handed_records", "taken_bytes", "taken_records")
+    __slots__ = ("handed_bytes", "handed_records", "taken_bytes", "taken_records", "waiting")
 
     def __init__(self) -> None:
         self.handed_bytes = 0
         self.handed_records = 0
         self.taken_bytes = 0
         self.taken_records = 0
+        self.waiting = False  # the owner waits until half was taken
+
+    def is_below(self, size_bytes: int, records: int) -> bool:
+        """Tell whether less than this waits to be taken."""
+        return (
+            self.handed_bytes - self.taken_bytes < size_bytes
+            and self.handed_records - self.taken_records < records
+        )
 
 
 class Entry(NamedTuple):
@@ -148,8 +151,9 @@ class Owner:
         self._placed: set[TopicPartition] = set()  # what the client itself has assigned
         self._choked = False
         self._full_since: float | None = None
+        self._more = False
         self._ready_bytes_max = options.buffer_bytes // 2
-        self._missing: dict[str, float] = {}
+        self._complaints = Complaints(config, options, log)
         self._retired = True  # until it is open
         self._leaving = False
         self._told = False
@@ -232,15 +236,19 @@ class Owner:
         if not self._has_room():
             return
         epoch = self._epoch
-        first = self.consumer.poll(_POLL)
+        # Where the last round took as much as it could there is more, most likely: no poll first.
+        messages = self.consumer.consume(_CONSUME_MAX, 0) if self._more else []
+        if not messages:
+            first = self.consumer.poll(_POLL)
+            if first is not None:
+                messages = self.consumer.consume(_CONSUME_MAX, 0)
+                messages.insert(0, first)
+        self._more = len(messages) >= _CONSUME_MAX
         if self._incremental:  # KIP-848's epoch moves without a callback; 10 µs
             self._refresh_member()
-        if first is None:
-            if self._missing:
-                self._look_for_missing()
+        if not messages:
+            self._complaints.look_for_missing(self.consumer)
             return
-        messages = self.consumer.consume(_CONSUME_MAX, 0)
-        messages.insert(0, first)
         if epoch is not self._epoch:
             # The assignment changed inside the poll, and these may be of either. Trio's side has
             # got nothing of the new one yet, so it starts again where it was told to start.
@@ -248,7 +256,7 @@ class Owner:
                 self._place(self._epoch)
             return
         if any(map(Message.error, messages)):
-            messages = self._sort_out(messages)
+            messages = self._records(messages)
             if not messages:
                 return
         batches = split(messages, one_topic=self._one_topic)
@@ -256,6 +264,21 @@ class Owner:
         epoch.handed_bytes += size
         epoch.handed_records += len(messages)
         self._hand_over(Entry(epoch, batches, size, len(messages)))
+
+    def _records(self, messages: list[Message]) -> list[Message]:
+        """Return the messages that are records; see to the errors among them."""
+        records: list[Message] = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+                continue
+            at = TopicPartition(message.topic() or "", message.partition() or 0)
+            start = self._positions.get(at)
+            refusal = self._complaints.hear(self.consumer, error, message, start)
+            if refusal is not None:
+                self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
+        return records
 
     def _hand_over(self, entry: Entry) -> None:
         self.outbox.append(entry)
@@ -266,29 +289,31 @@ class Owner:
     def _has_room(self) -> bool:
         """Tell whether to poll now; bring the pause of all partitions up to date."""
         epoch = self._epoch
-        ready_bytes = epoch.handed_bytes - epoch.taken_bytes
-        ready_records = epoch.handed_records - epoch.taken_records
-        full = ready_bytes >= self._ready_bytes_max or ready_records >= _READY_RECORDS
-        if self._choked:
-            if ready_bytes * 2 < self._ready_bytes_max and ready_records * 2 < _READY_RECORDS:
+        if self.has_half(epoch):
+            if self._choked:
                 self._choked = False
-                self._full_since = None
                 self._resume_unheld()
-            return True
-        if not full:
             self._full_since = None
             return True
-        now = time.monotonic()
+        if self._choked:
+            return True
         if self._full_since is None:
-            self._full_since = now
-        if now - self._full_since < _PATIENCE:
-            self.bridge.run_pending(0.001)
+            if epoch.is_below(self._ready_bytes_max, _READY_RECORDS):
+                return True
+            self._full_since = time.monotonic()
+        if time.monotonic() - self._full_since < _PATIENCE:
+            epoch.waiting = True
+            self.bridge.run_pending(_FULL_WAIT)
             return False
         self._choked = True
         running = self._positions.keys() - self._held
         if running:
             self.consumer.pause(_bare(running))
         return True
+
+    def has_half(self, epoch: Epoch) -> bool:
+        """Tell whether half of what may be ready was taken; also for Trio's thread."""
+        return epoch.is_below(self._ready_bytes_max // 2, _READY_RECORDS // 2)
 
     def _resume_unheld(self) -> None:
         running = self._positions.keys() - self._held
@@ -416,79 +441,6 @@ class Owner:
                 )  # fmt: skip
                 return
             self.bridge.run_pending(min(left, 0.1))
-
-    # Errors
-
-    def _sort_out(self, messages: list[Message]) -> list[Message]:
-        """Return the messages that are records; handle the errors among them."""
-        records: list[Message] = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                records.append(message)
-            else:
-                self._handle(error, message)
-        return records
-
-    def _handle(self, error: KafkaError, message: Message) -> None:
-        code = error.code()
-        topic = message.topic() or ""
-        if code in OUT_OF_RANGE:
-            # It may come late, of an assignment that is past: no position now lies so low.
-            start = self._positions.get(TopicPartition(topic, cast("int", message.partition())))
-            if start is not None and cast("int", message.offset()) >= start:
-                refusal = OffsetOutOfRange(self._out_of_range(message))
-                self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
-        elif error.fatal():
-            raise TransportError(
-                f"the consumer of group {self._options.group!r} cannot go on: {said(error)}"
-            )
-        elif code in UNKNOWN_TOPIC:
-            self._missing.setdefault(topic, time.monotonic() + _MISSING_TIMEOUT)
-        elif code in AWAY | MEMBERSHIP | _INFORMATION or error.retriable():
-            self._log.error(error)  # the client mends these by itself
-        else:
-            where = f" of topic {topic!r}, partition {message.partition()}" if topic else ""
-            raise TransportError(f"the consumer{where} cannot go on: {said(error)}")
-
-    def _out_of_range(self, message: Message) -> str:
-        topic, partition = cast("str", message.topic()), cast("int", message.partition())
-        try:
-            low, high = self.consumer.get_watermark_offsets(
-                Partition(topic, partition), timeout=_WATERMARK_TIMEOUT
-            )
-            holds = f"the topic holds offsets from {low} up to {high}"
-        except KafkaException as error:
-            holds = f"what it holds is not known: {said(error_of(error))}"
-        return (
-            f"topic {topic!r}, partition {partition}: the position {message.offset()} is out of "
-            f"range, {holds}; records were deleted before group {self._options.group!r} read "
-            "them, or the topic was made anew: choose where to go on"
-        )
-
-    def _look_for_missing(self) -> None:
-        """Raise for a topic that was said to be missing, once it had the time to appear."""
-        now = time.monotonic()
-        for topic, deadline in list(self._missing.items()):
-            if now < deadline:
-                continue
-            del self._missing[topic]
-            found = self.consumer.list_topics(topic, timeout=self._config.request_timeout)
-            known = found.topics.get(topic)
-            if known is None or known.error is not None:
-                raise TopicError(
-                    f"the topic {topic!r} does not exist at broker={self._config.url!r}: "
-                    "create it, or let the app declare it (partitions=)"
-                )
-
-
-_INFORMATION = frozenset(
-    {
-        KafkaError._MAX_POLL_EXCEEDED,  # pyright: ignore[reportPrivateUsage]
-        KafkaError._PARTITION_EOF,  # pyright: ignore[reportPrivateUsage]
-        KafkaError.GROUP_MAX_SIZE_REACHED,
-    }
-)
 
 
 def _bare(partitions: Iterable[TopicPartition]) -> list[Partition]:
