@@ -66,5 +66,5 @@ def test_a_position_out_of_range_is_told_unless_it_is_of_an_earlier_assignment(
 ) -> None:
     """A worker that was stopped comes back; others have moved on, and deleted what they read."""
     late = Failed(KafkaError.OFFSET_OUT_OF_RANGE, at, number)
-    assert owner._sort_out([cast("Message", late)]) == []  # pyright: ignore[reportPrivateUsage]
+    assert owner._records([cast("Message", late)]) == []  # pyright: ignore[reportPrivateUsage]
     assert [entry.error is not None for entry in owner.outbox] == [True] * told

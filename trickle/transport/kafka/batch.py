@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["KafkaBatch", "merge", "split"]
 
 _OVERHEAD_BYTES = 250  # of one message beyond key and value, in Python and in librdkafka, about
-_KEY_STEP = 16
+_KEYS_WEIGHED = 64
 
 # The stubs make every accessor optional, for a message may be an error; those are sorted out first.
 _partition_of = cast("Callable[[Message], int]", Message.partition)
@@ -37,12 +37,11 @@ class KafkaBatch:
         self.topic = _topic_of(last)
         self.partition = _partition_of(last)
         self.next_offset = cast("int", last.offset()) + 1
-        # The length of a message is that of its value. Keys are much alike: one in some is weighed.
-        keys = filter(None, map(Message.key, messages[::_KEY_STEP]))
+        # The length of a message is that of its value. Keys are much alike: of many some are weighed.
+        step = len(messages) // _KEYS_WEIGHED or 1
+        keys = filter(None, map(Message.key, messages[::step]))
         self.size_bytes = (
-            sum(map(len, messages))
-            + sum(map(len, keys)) * _KEY_STEP
-            + _OVERHEAD_BYTES * len(messages)
+            sum(map(len, messages)) + sum(map(len, keys)) * step + _OVERHEAD_BYTES * len(messages)
         )
 
     def __len__(self) -> int:
