@@ -37,7 +37,7 @@ class KafkaBatch:
         self.topic = _topic_of(last)
         self.partition = _partition_of(last)
         self.next_offset = cast("int", last.offset()) + 1
-        # The length of a message is that of its value. Keys are much alike: of many some are weighed.
+        # The length of a message is that of its value. Keys are much alike: some are weighed.
         step = len(messages) // _KEYS_WEIGHED or 1
         keys = filter(None, map(Message.key, messages[::step]))
         self.size_bytes = (
