@@ -60,6 +60,10 @@ def make() -> trickle.App:
             async with event:
                 event.forward(late)
 
+    assert_type(app.topic("bytes"), trickle.Topic[bytes | None, bytes])
+    assert_type(app.topic("keyed", key=int, partitions=2), trickle.Topic[bytes | None, int])
+    assert_type(app.topic("perhaps", value=Flight | None), trickle.Topic[Flight | None, bytes])
+
     @app.timer(30.0)
     async def every_half_minute() -> None:
         await late.send(Flight(carrier="AA", origin="JFK"), key="AA")

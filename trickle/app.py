@@ -20,7 +20,7 @@ from trickle.service import Restart, Service
 from trickle.streams import Stream
 from trickle.tables import Table
 from trickle.topics import Repartition, Source, Topic
-from trickle.types import Codec, Duration, Partitioner
+from trickle.types import Codec, Duration, Partitioner, TopicOptions
 from trickle.untyped import key_headers
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
@@ -105,12 +105,26 @@ class App:
 
     # Definitions
 
+    @overload
+    def topic(
+        self, name: str, *, key: TypeForm[K], value: TypeForm[V], **options: Unpack[TopicOptions]
+    ) -> Topic[V, K]: ...
+    @overload
+    def topic(
+        self, name: str, *, value: TypeForm[V], **options: Unpack[TopicOptions]
+    ) -> Topic[V, bytes]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: TypeForm[K], **options: Unpack[TopicOptions]
+    ) -> Topic[bytes | None, K]: ...
+    @overload
+    def topic(self, name: str, **options: Unpack[TopicOptions]) -> Topic[bytes | None, bytes]: ...
     def topic(
         self,
         name: str,
         *,
-        key: TypeForm[K] | None = None,
-        value: TypeForm[V] | None = None,
+        key: TypeForm[Any] | None = None,
+        value: TypeForm[Any] | None = None,
         key_serializer: str | Codec | None = None,
         value_serializer: str | Codec | None = None,
         partitions: int | None = None,
@@ -120,7 +134,7 @@ class App:
         deleting: bool | None = None,
         config: Mapping[str, str] | None = None,
         partitioner: Partitioner | None = None,
-    ) -> Topic[V, K]:
+    ) -> Topic[Any, Any]:
         """Describe a topic.
 
         Args:
@@ -142,7 +156,7 @@ class App:
         Raises:
             ConfigurationError: the name, a type or a number is wrong.
         """
-        topic: Topic[V, K] = Topic(
+        topic: Topic[Any, Any] = Topic(
             name,
             app_id=self.id,
             key=key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import msgspec
 
@@ -17,6 +17,7 @@ __all__ = [
     "Partitioner",
     "Record",
     "RecordMetadata",
+    "TopicOptions",
     "TopicPartition",
 ]
 
@@ -89,3 +90,17 @@ class Codec(Protocol):
     def decode(self, data: bytes, type: Any) -> Any:
         """Return the value of the wire bytes, of the given type; any exception: unreadable."""
         ...
+
+
+class TopicOptions(TypedDict, total=False):
+    """What ``App.topic`` takes beside the name and the types."""
+
+    key_serializer: str | Codec | None
+    value_serializer: str | Codec | None
+    partitions: int | None
+    replicas: int | None
+    retention: Duration | None
+    compacting: bool | None
+    deleting: bool | None
+    config: Mapping[str, str] | None
+    partitioner: Partitioner | None
