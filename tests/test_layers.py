@@ -34,6 +34,7 @@ ROOMS: list[str] = [
     "policies",
     "stores",
     "streams",
+    "sources",
     "tables",
     "scope",
     "producer",

@@ -17,12 +17,12 @@ from trickle.policies import DeadLetter, Policy, Retry, Stop
 from trickle.run import Run, open_run
 from trickle.sensors import Sensor
 from trickle.service import Restart, Service
-from trickle.streams import Stream
+from trickle.sources import join_sources, no_source, repartition_function
 from trickle.tables import Table
 from trickle.topics import Repartition, Source, Topic
 from trickle.types import Codec, Duration, Partitioner, TopicOptions
-from trickle.untyped import key_headers
 from trickle.utils.durations import seconds
+from trickle.utils.functions import check_async
 from trickle.utils.names import check_name
 
 __all__ = ["App"]
@@ -236,13 +236,18 @@ class App:
         Raises:
             DefinitionError: a second agent of this name, or sources that do not go together.
         """
+        if not isinstance(source, Source | list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise no_source(source, name)
         limit = None if deadline is None else seconds(deadline, what="agent(deadline=…)")
+        if limit == 0:
+            raise DefinitionError(f"agent(deadline={deadline!r}): an event needs some time")
         sinks = cast("Sequence[Sink]", sink if isinstance(sink, list | tuple) else [sink])
 
         def decorate(function: Any) -> Agent[Any, Any]:
             agent_name = name or str(getattr(function, "__name__", ""))
             check_name(agent_name, what="an agent's name")
-            joined = _join(source, agent_name)
+            check_async(function, what=f"agent {agent_name!r}", parameters="stream")
+            joined = join_sources(source, agent_name)
             letters = self._dead_letters(agent_name, on_error)
             for repartition in joined.repartitions:
                 self._add_repartition(repartition, on_error or Stop(), letters)
@@ -271,6 +276,7 @@ class App:
 
         def decorate(function: N) -> N:
             label = name or str(getattr(function, "__name__", "timer"))
+            check_async(function, what=f"timer {label!r}")
             self.timers.append(Timer(label, function, every))
             return function
 
@@ -278,6 +284,7 @@ class App:
 
     def task(self, function: N) -> N:
         """Run a function once, when the worker is ready; it may end, or go on until it stops."""
+        check_async(function, what=f"task {getattr(function, '__name__', 'task')!r}")
         self.tasks.append(function)
         return function
 
@@ -286,9 +293,18 @@ class App:
 
         It runs in a Run without agents or membership.
         """
+        if callable(name):
+            raise DefinitionError("@app.command takes parentheses: write @app.command()")
+        if name is not None:
+            check_name(name, what="command(name)")
 
         def decorate(function: F) -> F:
             label = name or str(getattr(function, "__name__", "")).replace("_", "-")
+            if any(label == command.name for command in self.commands):
+                raise DefinitionError(
+                    f"there are two commands named {label!r}: give one another name, by "
+                    "@app.command(name)"
+                )
             self.commands.append(Command(label, function))
             return function
 
@@ -309,6 +325,17 @@ class App:
         """
 
         def decorate(made: type[S]) -> type[S]:
+            if not inspect.isclass(made) or not issubclass(made, Service):
+                raise DefinitionError(
+                    f"service: {made!r} is no subclass of trickle.Service: write one with "
+                    "`async def main(self, task_status)`, or use @app.task for a function"
+                )
+            try:
+                inspect.signature(made).bind()
+            except TypeError as error:
+                raise DefinitionError(
+                    f"service {made.__name__!r}: it must be made without arguments ({error})"
+                ) from None
             self.services.append(ServiceDefinition(made, restart))
             return made
 
@@ -387,7 +414,7 @@ class App:
             self._add_topic(repartition.target)
         self._add_agent(
             Agent(
-                _repartition_function(repartition),
+                repartition_function(repartition),
                 name=repartition.name,
                 source=repartition.source,
                 on_error=policy,
@@ -423,54 +450,3 @@ def _callers_file() -> str | None:
     caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
     found: str | None = caller.f_globals.get("__file__") if caller is not None else None
     return found
-
-
-def _join(source: Source[Any, Any] | Sequence[Source[Any, Any]], agent: str) -> Source[Any, Any]:
-    """Make one source of several topics."""
-    sources = [source] if isinstance(source, Source) else list(_sequence(source, agent))
-    for one in sources:
-        if not isinstance(one, Source):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise _no_source(one, agent)
-    if len(sources) == 1:
-        return sources[0]
-    if not sources or any(one.steps for one in sources):
-        raise DefinitionError(
-            f"agent {agent!r} reads several sources: give one or more topics, without filter or "
-            "map on a single one of them"
-        )
-    topics = [topic for one in sources for topic in one.topics]
-    repartitions = [r for one in sources for r in one.repartitions]
-    return Source(topics, (), tuple(dict.fromkeys(repartitions)))
-
-
-def _sequence(source: Any, agent: str) -> Sequence[Source[Any, Any]]:
-    if not isinstance(source, list | tuple):
-        raise _no_source(source, agent)
-    return cast("Sequence[Source[Any, Any]]", source)
-
-
-def _no_source(given: object, agent: str) -> DefinitionError:
-    return DefinitionError(
-        f"agent {agent!r}: {given!r} is no source: give a topic of app.topic(…), several in a "
-        "list, or what group_by and the like make of one"
-    )
-
-
-def _repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable[None]]:
-    """Return the function of the internal agent that feeds a repartition topic."""
-    target, make_key = repartition.target, repartition.key
-
-    async def regroup(stream: Stream[Any, Any]) -> None:
-        async for event in stream.events():
-            key = event.key if make_key is None else make_key(event.value)
-            headers = key_headers(target.key_codec, key, event.headers)
-            target.send_nowait(event.value, key=key, headers=headers)
-
-    async def regroup_as_it_is(stream: Stream[Any, Any]) -> None:
-        async for event in stream.events():
-            key = event.key if make_key is None else make_key(event.value)
-            headers = key_headers(target.key_codec, key, event.headers)
-            target.send_encoded(event.record.value, key=key, headers=headers)
-
-    changed = any(kind != "filter" for kind, _ in repartition.source.steps)
-    return regroup if changed or not repartition.owned else regroup_as_it_is

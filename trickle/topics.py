@@ -127,6 +127,10 @@ class Source(Generic[V, K]):
         """
         first = self.topics[0]
         check_name(name, what="group_by(name=…)")
+        if not isinstance(key, str) and not callable(key):
+            raise DefinitionError(
+                f"group_by({key!r}, name={name!r}): give a function of the value, or a field's name"
+            )
         value = value_type or self._known_value_type()
         if isinstance(key, str):
             found = key_type or field_type(value, key, name)
@@ -152,6 +156,8 @@ class Source(Generic[V, K]):
 
     def through(self, topic: Topic[V2, K2], *, name: str | None = None) -> Source[V2, K2]:
         """Send the events to a topic of the user's, by their keys, and go on from there."""
+        if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"through({topic!r}): that is no topic: give one of app.topic(…)")
         name = f"{name or topic.name}-through"
         step = Repartition(name, cast("Source[Any, Any]", self), topic, None, owned=False)
         return Source((topic,), (), (*self.repartitions, step), value_type=topic.value_type)
@@ -161,6 +167,8 @@ class Source(Generic[V, K]):
         return any(kind != "filter" for kind, _ in self.steps)
 
     def _with(self, step: Step, value_type: object) -> Source[V, K]:
+        if not callable(step[1]):
+            raise DefinitionError(f"{step[0]}({step[1]!r}): that is no function of the value")
         return Source(self.topics, (*self.steps, step), self.repartitions, value_type=value_type)
 
     def _known_value_type(self) -> object:
@@ -200,6 +208,13 @@ class Topic(Source[V, K]):
                 raise DefinitionError(
                     f"topic {name!r}: {argument}={count!r} is not a whole number, 1 or more"
                 )
+        if not isinstance(config, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"topic {name!r}: config={config!r} is no mapping of str to str")
+        if partitioner is not None and not callable(partitioner):
+            raise DefinitionError(
+                f"topic {name!r}: partitioner={partitioner!r} is no function: give one of a key's "
+                "bytes and the number of partitions"
+            )
         for setting, to in (config or {}).items():
             if not isinstance(setting, str) or not isinstance(to, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(

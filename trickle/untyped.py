@@ -32,6 +32,7 @@ __all__ = [
 KEY_HEADER = "trickle-key"
 _JSON = (KEY_HEADER, b"json")
 _RAW = (KEY_HEADER, b"raw")
+_WITHOUT_FIELDS = (int, float, bool, str, bytes)
 
 
 def returned_type(function: Callable[..., Any]) -> object:
@@ -58,6 +59,11 @@ def field_type(value_type: object, field: str, name: str) -> object:
         hints = get_type_hints(value_type)
     except (NameError, TypeError):
         return None
+    if value_type in _WITHOUT_FIELDS:
+        raise DefinitionError(
+            f"group_by({field!r}, name={name!r}): {value_type.__name__} has no fields; give a "
+            "function of the value"
+        )
     if hints and field not in hints:
         raise DefinitionError(
             f"group_by({field!r}, name={name!r}): {value_type.__name__} has no field {field!r}; "

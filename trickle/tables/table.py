@@ -128,6 +128,11 @@ class Table(MutableMapping[K, V]):
                 f"table {name!r}: default={default!r} is no function: give one that makes a new "
                 "value at each call, as in default=int or default=list"
             )
+        if not isinstance(source, Source | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(
+                f"table {name!r}: source={source!r} is no source: give what its agent reads, a "
+                "topic or what group_by makes of one"
+            )
         self.name = name
         self.app_id = app_id
         self.changelog = f"{app_id}-{name}-changelog"
