@@ -168,13 +168,14 @@ def test_what_only_looks_wrong_is_let_through() -> None:
     def wrapped(stream: trickle.Stream[int]) -> Any:
         return good(stream)
 
-    class Callable:
+    class Object:
         async def __call__(self, stream: trickle.Stream[int], more: int = 0) -> None: ...
 
     app.agent(topic, name="one")(wrapped)
-    app.agent(topic, name="two")(Callable())
+    app.agent(topic, name="two")(Object())
     app.agent(topic, name="three")(functools.partial(good))
-    app.agent(topic, name="four")(lambda stream: good(stream))  # noqa: PLW0108
+    plainly: Callable[[trickle.Stream[int]], Any] = lambda stream: good(stream)  # noqa: E731, PLW0108
+    app.agent(topic, name="four")(plainly)
     app.agent(topic, name="five")(yields)
     app.timer(1, name="six")(lambda: without())  # noqa: PLW0108
     assert len(app.agents) == 5

@@ -325,7 +325,7 @@ class App:
         """
 
         def decorate(made: type[S]) -> type[S]:
-            if not inspect.isclass(made) or not issubclass(made, Service):
+            if not inspect.isclass(made) or not issubclass(made, Service):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(
                     f"service: {made!r} is no subclass of trickle.Service: write one with "
                     "`async def main(self, task_status)`, or use @app.task for a function"
