@@ -29,6 +29,7 @@ ROOMS: list[str] = [
     "tree",
     "sensors",
     "transport",
+    "ledger",
     "positions",
     "topics",
     "policies",
@@ -45,6 +46,7 @@ ROOMS: list[str] = [
     "commit",
     "ticks",
     "agents",
+    "lanes",
     "conductor",
     "topology",
     "definitions",
@@ -71,6 +73,7 @@ CLIENTS = {
 # Pure modules: no event loop, no client, no clock. Time and positions are arguments.
 PURE = [
     "trickle.exceptions",
+    "trickle.ledger",
     "trickle.positions",
     "trickle.tables.standby_plan",
     "trickle.types",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trickle.positions import Positions, read_positions
+from trickle.positions import METADATA_BYTES_MAX, Positions, read_positions
 from trickle.transport.contract import CommittedOffset
 
 AGENTS = ["quick", "slow", "ünïcode", "x" * 50]
@@ -38,6 +38,53 @@ def test_an_unknown_agent_is_carried_and_holds_nothing_back() -> None:
     assert (positions.offset, positions.of("gone")) == (20, 30)
     positions = positions.moved({"a": 40}, "me", released=False)
     assert positions == Positions(40, {}, "me", released=False)
+
+
+def test_what_settled_beyond_travels_with_its_agent() -> None:
+    beyond = {"a": ((12, 15), (17, 18)), "b": ((30, 31),)}
+    positions = Positions(5).moved({"a": 10, "b": 20}, "me", released=False, beyond=beyond)
+    found = read_positions(positions.write())
+    assert found == positions
+    assert found.beyond == beyond
+    assert (found.ledger("b").position, found.ledger("b").ranges) == (20, ((30, 31),))
+    assert found.moved({"a": 18, "b": 20}, "me", released=False).beyond == {}
+
+
+def test_what_an_unknown_agent_settled_is_carried_while_it_lies_ahead() -> None:
+    """Agent "gone" had settled 12 to 15 and 17 beyond 10; the others pass it bit by bit."""
+    ranges = ((12, 15), (17, 18))
+    positions = Positions(10, beyond={"gone": ranges})
+    for at, position, left in [
+        (10, 10, ranges), (11, 11, ranges), (12, 15, ((17, 18),)), (16, 16, ((17, 18),)),
+        (17, 18, ()), (20, 20, ()),
+    ]:  # fmt: skip
+        positions = read_positions(positions.moved({"a": at}, "me", released=False).write())
+        assert positions.offset == at
+        assert (positions.of("gone"), positions.beyond.get("gone", ())) == (position, left)
+
+
+@given(
+    st.lists(st.sampled_from(AGENTS), unique=True, min_size=1),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), max_size=5),
+)
+def test_ranges_that_have_room_fit_into_the_metadata(
+    agents: list[str], sharing: int, carried: list[tuple[int, int]]
+) -> None:
+    """All agents are as far as can be, and those that share the room fill it up."""
+    ranges, end = list[tuple[int, int]](), 3
+    for gap, run in carried:
+        ranges.append((end + gap, end + gap + run))
+        end += gap + run
+    before = Positions(3, topic_id="t" * 32, beyond={"gone": tuple(ranges)} if ranges else {})
+    names = agents[: max(1, sharing)]
+    room = before.room(agents, names, "c" * 200)
+    far = {name: (1 << 63) - 5 - at for at, name in enumerate(agents)}
+    after = before.moved({**far, "lowest": 3}, "c" * 200, released=True)
+    texts = ",".join(f'"{name}":"{"x" * room}"' for name in names)
+    texts = f",{texts}" if carried else f',"l":{{{texts}}}'
+    metadata = after.write().metadata + texts
+    assert METADATA_BYTES_MAX - 200 < len(metadata.encode()) <= METADATA_BYTES_MAX
 
 
 def test_the_committer_is_named_until_it_releases() -> None:

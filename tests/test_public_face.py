@@ -82,6 +82,20 @@ def make() -> trickle.App:
     return app
 
 
+def side_by_side(app: trickle.App, flights: trickle.Topic[Flight, str]) -> None:
+    @app.agent(flights, concurrency=20, ordering=lambda flight: flight.origin)
+    async def by_origin(stream: trickle.Stream[Flight]) -> None:
+        async for flight in stream:
+            assert_type(flight, Flight)
+
+    @app.agent(flights, concurrency=20, ordering="none")
+    async def in_any_order(stream: trickle.Stream[Flight]) -> None:
+        async for flight in stream:
+            assert_type(flight, Flight)
+
+    del by_origin, in_any_order
+
+
 async def program(app: trickle.App) -> None:
     async with app.run() as run:
         assert_type(run, trickle.Run)
@@ -92,4 +106,6 @@ def test_the_program_can_be_defined() -> None:
     agents: dict[str, trickle.Agent[Any, Any]] = dict(app.agents)
     assert sorted(agents) == ["both", "by_origin-repartition", "delays", "forward", "per_airport"]
     assert sorted(app.tables) == ["by_carrier"]
+    side_by_side(app, app.topics["flights"])
+    assert app.agents.keys() - agents.keys() == {"by_origin", "in_any_order"}
     assert "flights-both-dead-letters" in app.topics

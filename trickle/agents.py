@@ -29,11 +29,12 @@ from trickle.exceptions import (
 )
 from trickle.policies import DeadLetter, Policy, Retry, Skip, Stop
 from trickle.sensors import Sensor
-from trickle.streams import Lane, Stream
+from trickle.streams import ConcurrentLane, Lane, Ordering, OrderingArgument, Stream
 from trickle.streams.deadline import bounded
 from trickle.topics import Source, Topic
 from trickle.types import Headers, Record
 from trickle.untyped import read_key
+from trickle.utils.values import is_whole
 
 __all__ = ["Agent", "AgentFunction", "Sink"]
 
@@ -59,6 +60,8 @@ class Agent(Generic[V, K]):
         sinks: where the values go that it yields.
         on_error: its error policy.
         deadline: seconds that one event may take; None for no limit.
+        concurrency: how many events of a partition may be in hand at once.
+        ordering: by what they are kept in order.
         internal: a repartition of trickle's own.
     """
 
@@ -72,6 +75,8 @@ class Agent(Generic[V, K]):
         on_error: Policy | None = None,
         deadline: float | None = None,
         dead_letters: Topic[Any, Any] | None = None,
+        concurrency: int = 1,
+        ordering: OrderingArgument = "key",
         internal: bool = False,
     ) -> None:
         self.function = function
@@ -81,12 +86,20 @@ class Agent(Generic[V, K]):
         self.on_error: Policy = on_error or Stop()
         self.deadline = deadline
         self.dead_letters = dead_letters
+        self.concurrency = concurrency
         self.internal = internal
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self._codecs = {topic.name: topic.value_codec for topic in source.topics}
         self._keys = {topic.name: topic.key_codec for topic in source.topics}
-        _check(name, self.on_error, self.sinks)
+        self.ordering = Ordering(
+            name,
+            ordering,
+            keys=self._keys,
+            values=self._codecs,
+            changed=any(kind != "filter" for kind, _ in source.steps),
+        )
+        _check(name, self.on_error, self.sinks, concurrency)
         if self.sinks and not inspect.isasyncgenfunction(function):
             raise DefinitionError(
                 f"agent {name!r} has a sink, but its function yields nothing: "
@@ -107,11 +120,14 @@ class Agent(Generic[V, K]):
         return self._codecs
 
     async def work(self, lane: Lane, sensor: Sensor) -> None:
-        """Work on a lane until it is to stop.
+        """Work on a lane until it is to stop; one with concurrency is told of errors itself.
 
         Raises:
             Exception: what the function raised, where the policy is to stop.
         """
+        if isinstance(lane, ConcurrentLane):
+            await lane.run(partial(self.work, sensor=sensor))
+            return
         CURRENT.set(lane)
         while not lane.stopping:
             error = await self._call(lane)
@@ -267,7 +283,12 @@ class Agent(Generic[V, K]):
         )
 
 
-def _check(name: str, policy: object, sinks: Sequence[object]) -> None:
+def _check(name: str, policy: object, sinks: Sequence[object], concurrency: object) -> None:
+    if not is_whole(concurrency, at_least=1):
+        raise DefinitionError(
+            f"agent {name!r}: concurrency={concurrency!r}: it must be a whole number, 1 or more: "
+            "how many events of a partition may be in hand at once"
+        )
     if not isinstance(policy, Stop | Skip | Retry | DeadLetter):
         raise DefinitionError(
             f"agent {name!r}: on_error= is {policy!r}, which is no policy: use Stop(), Skip(), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, cast, overload
+from typing import Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeForm, TypeVar, Unpack
 
@@ -223,6 +223,8 @@ class App:
         sink: Sink | Sequence[Sink] | None = None,
         on_error: Policy | None = None,
         deadline: Duration | None = None,
+        concurrency: int = 1,
+        ordering: Literal["key", "none"] | Callable[[V], object] = "key",
     ) -> _AgentDecorator[V, K]:
         """Define an agent: an async function over a source.
 
@@ -232,6 +234,14 @@ class App:
             sink: where the values go that the function yields.
             on_error: Stop() by default.
             deadline: seconds that one event may take.
+            concurrency: how many events of a partition may be in hand at once: for agents that
+                wait, for an HTTP server as an example. So many calls of the function run in each
+                partition, each with a stream of its own; ``take`` gathers in each of them.
+            ordering: what stays in order with concurrency above 1. ``"key"``: events of one key
+                (those without a key wait for nobody). A function of the value: events for which
+                it gives the same; None gives no order. An event may touch only the key that
+                orders it, in the tables that its agent writes. ``"none"``: nothing stays in
+                order, and tables can only be read.
 
         Raises:
             DefinitionError: a second agent of this name, or sources that do not go together.
@@ -259,6 +269,8 @@ class App:
                 on_error=on_error,
                 deadline=limit,
                 dead_letters=letters,
+                concurrency=concurrency,
+                ordering=ordering,
             )
             self._add_agent(agent)
             return agent

@@ -37,11 +37,12 @@ from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
 from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
+from trickle.ledger import Ranges
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
-from trickle.streams import Lane
+from trickle.streams import ConcurrentLane, Lane
 from trickle.streams.pace import CHUNK_MAX
 from trickle.tables import Changes, Shard
 from trickle.types import TopicPartition
@@ -359,10 +360,10 @@ class Committer(Service):
 
     def _snapshot(self, releasing: frozenset[TopicPartition]) -> _Snapshot:
         """Step 1: take what has settled; it has no await, so each event is in it or not."""
-        settled = self._settled_positions()
+        settled, beyond = self._settled_positions()
         consumer = self._consumer
         taken = _Snapshot(
-            plan=consumer.plan(settled, releasing) if consumer is not None else {},
+            plan=consumer.plan(settled, releasing, beyond) if consumer is not None else {},
             dirty=[
                 (TopicPartition(changelog, scope.number), shard, changes)
                 for scope in self._scopes
@@ -415,15 +416,23 @@ class Committer(Service):
             self._narrow(failure.refused, taken.events, taken.holder)
         return failure
 
-    def _settled_positions(self) -> dict[TopicPartition, dict[str, int]]:
+    def _settled_positions(
+        self,
+    ) -> tuple[dict[TopicPartition, dict[str, int]], dict[TopicPartition, dict[str, Ranges]]]:
+        """Return the lanes' positions, and what lanes with concurrency have settled beyond."""
         settled: dict[TopicPartition, dict[str, int]] = {}
+        beyond: dict[TopicPartition, dict[str, Ranges]] = {}
         for scope in self._scopes:
             for lane in scope.lanes:
                 lane.count_settled()
                 for topic, position in lane.settled_positions().items():
                     at = TopicPartition(topic, scope.number)
                     settled.setdefault(at, {})[lane.agent] = position
-        return settled
+                if isinstance(lane, ConcurrentLane):
+                    for topic, ranges in lane.settled_beyond().items():
+                        at = TopicPartition(topic, scope.number)
+                        beyond.setdefault(at, {})[lane.agent] = ranges
+        return settled, beyond
 
     # Failures
 

@@ -37,6 +37,7 @@ from trickle.exceptions import (
     TrickleError,
 )
 from trickle.inboxes import Inboxes
+from trickle.lanes import lanes_of
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.scope import Scope
@@ -269,7 +270,14 @@ class Conductor(Service):
         self, scope: Scope, agent: Agent[Any, Any], positions: Mapping[TopicPartition, Positions]
     ) -> None:
         mine = [at for at in scope.partitions if any(t.name == at.topic for t in agent.topics)]
-        lane = Lane(
+        make = lanes_of(
+            agent,
+            {at: positions[at] for at in mine},
+            {at: self._readers[at.topic] for at in mine},
+            committer=self._consumer.committer_id,
+            failed=self._fail,
+        )
+        lane = make(
             agent.name,
             scope.number,
             shards=dict(scope.shards),

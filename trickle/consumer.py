@@ -20,6 +20,7 @@ from trickle.exceptions import (
     TopicError,
     TransportError,
 )
+from trickle.ledger import Ranges
 from trickle.positions import Positions, read_positions
 from trickle.sensors import Sensor
 from trickle.service import Service
@@ -77,7 +78,7 @@ class Consumer(Service):
         self._transport = transport
         self._options = options
         self._listener = listener
-        self._committer_id = committer_id
+        self.committer_id = committer_id
         self._first_position = first_position
         self._out_of_range = out_of_range
         self._sensor = sensor
@@ -210,7 +211,7 @@ class Consumer(Service):
         if not partitions:
             return {}
         admin, group = self._transport.admin, self._options.group
-        if self._committer_id:
+        if self.committer_id:
             latest = await admin.committed(group, partitions, stable=False)
             unreleased = self._unreleased(latest)
             for committer in sorted(set(unreleased.values())):
@@ -251,7 +252,7 @@ class Consumer(Service):
             if (
                 found is not None
                 and not found.released
-                and found.committer not in {self._committer_id, "", self._fenced.get(partition)}
+                and found.committer not in {self.committer_id, "", self._fenced.get(partition)}
             ):
                 named[partition] = found.committer
         return named
@@ -272,23 +273,34 @@ class Consumer(Service):
         self,
         settled: Mapping[TopicPartition, Mapping[str, int]],
         releasing: frozenset[TopicPartition],
+        beyond: Mapping[TopicPartition, Mapping[str, Ranges]] | None = None,
     ) -> dict[TopicPartition, Positions]:
         """Return the positions that a commit now has to write: those that have changed.
 
         Also those that bear the name of somebody who did not release them: from then on they bear
         ours, and nobody has to fence him for them any more.
+
+        Args:
+            settled: the positions of the agents.
+            releasing: partitions that are given back.
+            beyond: what agents have settled beyond their positions.
         """
+        beyond = beyond or {}
         plan: dict[TopicPartition, Positions] = {}
         for partition, agents in settled.items():
             before = self._committed.get(partition)
             if before is None:
                 continue
             releases = partition in releasing
-            after = before.moved(agents, self._committer_id, released=releases)
-            moved = (after.offset, after.agents) != (before.offset, before.agents)
+            after = before.moved(
+                agents, self.committer_id, released=releases, beyond=beyond.get(partition)
+            )
+            moved = (after.offset, after.agents, after.beyond) != (
+                before.offset, before.agents, before.beyond,
+            )  # fmt: skip
             unreleased = bool(before.committer) and not before.released
             foreign = (
-                unreleased and bool(self._committer_id) and (before.committer != self._committer_id)
+                unreleased and bool(self.committer_id) and (before.committer != self.committer_id)
             )
             if moved or foreign or (releases and unreleased):
                 plan[partition] = after

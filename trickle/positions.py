@@ -9,17 +9,20 @@ It names the topic's identity as well, for a topic that was deleted and created 
 records at the same offsets.
 
 The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "a": {agent:
-position}}``, with only those agents in it whose position lies above the committed offset. An
-agent that is not named is at the committed offset; so is a new one. One that this program does not
-know is carried on while its position lies above the offset, and holds nothing back.
+position}, "l": {agent: ranges}}``, with only those agents in it whose position lies above the
+committed offset. An agent that is not named is at the committed offset; so is a new one. One that
+this program does not know is carried on while its position lies above the offset, and holds nothing
+back. The ranges are those that an agent with concurrency has settled beyond its position, as
+:mod:`trickle.ledger` writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
+from trickle.ledger import Ledger, Ranges, read_ranges, write_ranges
 from trickle.transport.contract import CommittedOffset
 
 __all__ = ["METADATA_BYTES_MAX", "Positions", "read_positions"]
@@ -33,6 +36,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     r: int = 0
     t: str = ""
     a: dict[str, int] = {}
+    l: dict[str, str] = {}  # noqa: E741 - each byte counts
 
 
 _decode = msgspec.json.Decoder(_Wire).decode
@@ -48,6 +52,7 @@ class Positions(msgspec.Struct, frozen=True):
         committer: the transactional id of the last commit; empty where there was none.
         released: the partition was given back cleanly.
         topic_id: the identity of the topic that the offsets mean; empty where it is not known.
+        beyond: what agents have settled beyond their positions.
     """
 
     offset: int
@@ -55,36 +60,79 @@ class Positions(msgspec.Struct, frozen=True):
     committer: str = ""
     released: bool = False
     topic_id: str = ""
+    beyond: Mapping[str, Ranges] = {}
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
         return self.agents.get(agent, self.offset)
 
-    def moved(self, settled: Mapping[str, int], committer: str, *, released: bool) -> Positions:
+    def ledger(self, agent: str) -> Ledger:
+        """Return what one agent has settled."""
+        return Ledger(self.of(agent), self.beyond.get(agent, ()))
+
+    def moved(
+        self,
+        settled: Mapping[str, int],
+        committer: str,
+        *,
+        released: bool,
+        beyond: Mapping[str, Ranges] | None = None,
+    ) -> Positions:
         """Return the positions after some agents have moved.
 
         Args:
             settled: the position of each agent of this program that reads the partition.
+            beyond: what they have settled beyond it.
         """
         lowest = min(settled.values(), default=self.offset)
-        agents = {
-            name: position
-            for name, position in {**self.agents, **settled}.items()
-            if position > lowest
-        }
-        return Positions(lowest, agents, committer, released, self.topic_id)
+        agents = {**self.agents, **settled}
+        ranges = dict(beyond or {})
+        for name in self.beyond.keys() - settled.keys():  # unknown here: carried on
+            ledger = self.ledger(name)
+            ledger.skip(lowest)
+            agents[name] = ledger.position
+            if ledger.ranges:
+                ranges[name] = ledger.ranges
+        agents = {name: position for name, position in agents.items() if position > lowest}
+        return Positions(lowest, agents, committer, released, self.topic_id, ranges)
+
+    def room(self, agents: Iterable[str], sharing: Collection[str], committer: str) -> int:
+        """Return how many characters one agent's ranges may have in the metadata.
+
+        Args:
+            agents: of this program, that read the partition.
+            sharing: those of them that may have ranges.
+            committer: will have committed it.
+        """
+        carried = {name: self.beyond[name] for name in self.beyond.keys() - set(agents)}
+        texts = {name: write_ranges(self.of(name), ranges) for name, ranges in carried.items()}
+        texts.update(dict.fromkeys(sharing, ""))
+        ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
+        full = Positions(0, ends, committer, released=True, topic_id=self.topic_id)
+        return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
+
+    def _wire(self, texts: dict[str, str]) -> _Wire:
+        """Return the metadata as it is to be encoded."""
+        return _Wire(self.committer, int(self.released), self.topic_id, dict(self.agents), texts)
 
     def write(self) -> CommittedOffset:
         """Return what is committed."""
-        wire = _Wire(self.committer, int(self.released), self.topic_id, dict(self.agents))
-        return CommittedOffset(self.offset, _encode(wire).decode())
+        texts = {name: write_ranges(self.of(name), ranges) for name, ranges in self.beyond.items()}
+        return CommittedOffset(self.offset, _encode(self._wire(texts)).decode())
+
+
+_OFFSET_MAX = (1 << 63) - 1
 
 
 def read_positions(committed: CommittedOffset) -> Positions:
     """Read what was committed; metadata of another program's making counts as none."""
+    offset = committed.offset
     try:
         wire = _decode(committed.metadata) if committed.metadata else _Wire()
-    except msgspec.DecodeError:
-        wire = _Wire()
-    agents = {name: at for name, at in wire.a.items() if at > committed.offset}
-    return Positions(committed.offset, agents, wire.c, bool(wire.r), wire.t)
+        agents = {name: at for name, at in wire.a.items() if at > offset}
+        beyond = {
+            name: read_ranges(agents.get(name, offset), text) for name, text in wire.l.items()
+        }
+    except (msgspec.DecodeError, ValueError):
+        return Positions(offset)
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, beyond)

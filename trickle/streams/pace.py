@@ -26,6 +26,7 @@ class Pace:
         elapsed = perf_counter() - self._since
         if elapsed > BREATH_S:
             self.size = max(1, int(self.size * BREATH_S / elapsed))
+            self._since = perf_counter()  # for those who share it: one that waits is enough
             await trio.lowlevel.checkpoint()
             self._since = perf_counter()
         elif self.size < CHUNK_MAX:

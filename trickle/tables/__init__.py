@@ -1,6 +1,7 @@
 """Tables: durable state that is part of each event's transaction."""
 
 from trickle.tables.changes import Changes
+from trickle.tables.keyed import KeyedShard
 from trickle.tables.lookup import Found, find_key, find_keys
 from trickle.tables.manager import TableManager
 from trickle.tables.shard import CacheLimits, Shard
@@ -15,6 +16,7 @@ __all__ = [
     "Committed",
     "Found",
     "Holder",
+    "KeyedShard",
     "Shard",
     "Standbys",
     "Table",
