@@ -47,6 +47,7 @@ from trickle.streams.pace import CHUNK_MAX
 from trickle.tables import Changes, Shard
 from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
+from trickle.utils.frames import release_frames
 
 __all__ = ["Committer", "Enrolled"]
 
@@ -189,6 +190,7 @@ class Committer(Service):
             try:
                 await self.commit()
             except CommitFailed as error:
+                release_frames(error)
                 await self._generation_ended(error)
 
     def _due_at(self) -> float:
@@ -338,7 +340,10 @@ class Committer(Service):
         try:
             ends = await self._make_durable(taken)
         except (CommitFailed, BrokerUnavailable) as error:
-            raise self._failed(taken, started, error) from error
+            self._failed(taken, started, error)
+            if self.broken is None or self.broken is error:  # nothing may be its own cause
+                raise
+            raise self.broken from error
         except BaseException as error:
             self.broken = CommitFailed(f"a commit was cut short: {error!r}")
             raise
@@ -402,8 +407,8 @@ class Committer(Service):
 
     def _failed(
         self, taken: _Snapshot, started: float, error: CommitFailed | BrokerUnavailable
-    ) -> TrickleError:
-        """Keep what must not be lost with the commit, and return what is to be raised."""
+    ) -> None:
+        """Keep what must not be lost with the commit; from now on the committer is broken."""
         failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
         self._ticks = taken.ticks + self._ticks
         self.broken = failure
@@ -412,9 +417,8 @@ class Committer(Service):
             self._failures += 1
         else:
             if taken.ticks and not (taken.plan or taken.dirty):
-                return failure.refused  # nobody's but a tick's: that fails the Run
+                raise failure.refused  # nobody's but a tick's: that fails the Run
             self._narrow(failure.refused, taken.events, taken.holder)
-        return failure
 
     def _settled_positions(
         self,

@@ -46,6 +46,7 @@ from trickle.service import Service
 from trickle.streams import Lane, Pace
 from trickle.tables import Table, TableManager
 from trickle.types import TopicPartition
+from trickle.utils.frames import release_frames
 
 __all__ = ["Conductor"]
 
@@ -335,7 +336,8 @@ class Conductor(Service):
             if clean:
                 await self._committer.commit(releasing=partitions)
         except CommitFailed as error:
-            failure = error
+            release_frames(error)
+            failure = error.with_traceback(None)  # not with this frame, which holds it
         for scope in scopes:
             self._committer.dismiss(scope)
             if failure is not None or not clean:

@@ -308,11 +308,21 @@ class Lane(Turn):
             self.history.append((batch, start))
 
     def close(self) -> None:
-        """The lane has ended: an event in hand has not happened, nor will what waits."""
+        """The lane has ended: an event in hand has not happened, nor will what waits.
+
+        Its position stays to be asked for; records and tables it lets go, for whatever still refers
+        to the lane may take long to go itself.
+        """
         self.undo()
         self.count_settled()
         self.stopping = True
         self.shut()
+        self.positions = dict(self.settled_positions())
+        self.batch, self.raw, self.history, self.pinned = None, (), [], None
+        self.base, self.size, self.counted = 0, 0, 0
+        self.chunk = self.values = _NOTHING
+        self.hand = False
+        self.shards = {}
         self._taken(self.inbox_bytes)
         self.inbox.clear()
         self.inbox_bytes = 0

@@ -303,6 +303,8 @@ class TableManager(Service):
                 await self._flush(held)
         finally:
             self._held.pop(place, None)
+            for shard in held.shards.values():
+                shard.changed = None  # it refers to the shard, which shall be gone with us
             try:
                 await held.environment.close()
             finally:
