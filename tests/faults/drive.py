@@ -255,15 +255,18 @@ class Drive:
 
     def _begin(self, fault: Fault) -> None:
         slot = self._pick(fault.worker)
-        if slot is None and fault.kind not in _OF_THE_BROKER:
+        if slot is None and fault.kind not in _OF_NO_WORKER:
             self.counts["no worker to hit"] += 1
             return
         self.counts[fault.kind] += 1
-        where = "" if fault.kind in _OF_THE_BROKER or slot is None else f" worker {slot.number}"
+        where = "" if fault.kind in _OF_NO_WORKER or slot is None else f" worker {slot.number}"
         self._say(f"{fault.kind}{where} {fault.seconds:g} s {fault.detail}".rstrip())
-        if slot is not None and self._hit_worker(fault, slot):
-            return
-        self._hit_broker(fault)
+        if fault.kind == "grow":
+            self._grow()
+        elif fault.kind == "shrink":
+            self._shrink()
+        elif slot is None or not self._hit_worker(fault, slot):
+            self._hit_broker(fault)
 
     def _hit_worker(self, fault: Fault, slot: Slot) -> bool:
         match fault.kind:
@@ -293,10 +296,6 @@ class Drive:
             case "wipe":
                 self._kill(slot, fault.seconds)
                 self._wipe(slot, fault.detail)
-            case "grow":
-                self._grow()
-            case "shrink":
-                self._shrink()
             case _:
                 return False
         return True
@@ -312,8 +311,8 @@ class Drive:
             slot.start()
 
     def _shrink(self) -> None:
-        if self._wanted <= 1:
-            return
+        if self._wanted <= max(1, self._options.workers - 1):
+            return  # else the others would have nobody to hit in the end
         self._wanted -= 1
         slot = self.slots[self._wanted]
         slot.restart_at = None
@@ -451,4 +450,4 @@ class Drive:
                 slot.kill()
 
 
-_OF_THE_BROKER = frozenset({"cut", "delay", "blackhole", "endtxn", "broker"})
+_OF_NO_WORKER = frozenset({"cut", "delay", "blackhole", "endtxn", "broker", "grow", "shrink"})

@@ -108,8 +108,8 @@ BUGS = {
         "positions.py",
         [
             (
-                "    agents = {name: at for name, at in wire.a.items() if at > committed.offset}\n",
-                "    agents: dict[str, int] = {}\n",
+                "        agents = {name: at for name, at in wire.a.items() if at > offset}\n",
+                "        agents: dict[str, int] = {}\n",
             )
         ],
         ["--seed", "5", "--seconds", "30", "--every", "4", "--faults", "kill,term"],
