@@ -13,6 +13,7 @@ concurrency; and that of bare tasks that sleep as long.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -46,12 +47,13 @@ async def serve(delay: float) -> None:
 
     async def answer(stream: trio.SocketStream) -> None:
         unread = b""
-        while data := bytes(await stream.receive_some()):
-            unread += data
-            while (end := unread.find(b"\r\n\r\n")) >= 0:
-                unread = unread[end + 4 :]
-                await trio.sleep(delay)
-                await stream.send_all(ANSWER)
+        with contextlib.suppress(trio.BrokenResourceError):  # a client that has ended
+            while data := bytes(await stream.receive_some()):
+                unread += data
+                while (end := unread.find(b"\r\n\r\n")) >= 0:
+                    unread = unread[end + 4 :]
+                    await trio.sleep(delay)
+                    await stream.send_all(ANSWER)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=4096)
     print(listeners[0].socket.getsockname()[1], flush=True)

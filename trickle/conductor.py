@@ -276,7 +276,7 @@ class Conductor(Service):
             {at: positions[at] for at in mine},
             {at: self._readers[at.topic] for at in mine},
             committer=self._consumer.committer_id,
-            failed=self._fail,
+            failed=self._lane_failed,
         )
         lane = make(
             agent.name,
@@ -304,12 +304,21 @@ class Conductor(Service):
             with lane.scope:
                 await agent.work(lane, self._sensor)
         except Exception as error:  # noqa: BLE001 - it ends the conductor, which raises it
-            self._fail(error)
+            self._lane_failed(lane, error)
         finally:
             # Whatever ended it: an event still in hand has not happened.
             lane.close()
             self._committer.forget(lane)
             lane.ended.set()
+
+    def _lane_failed(self, lane: Lane, error: Exception) -> None:
+        if lane.abandoned:  # it had no effect any more, and its events have run elsewhere
+            logger.warning(
+                "agent %s, partition %d, which resisted its cancellation, has failed since: %s",
+                lane.agent, lane.partition, error,
+            )  # fmt: skip
+        else:
+            self._fail(error)
 
     # Closing
 

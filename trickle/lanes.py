@@ -21,7 +21,7 @@ def lanes_of(
     readers: Mapping[TopicPartition, Sequence[Agent[Any, Any]]],
     *,
     committer: str,
-    failed: Callable[[Exception], None],
+    failed: Callable[[Lane, Exception], None],
 ) -> Callable[..., Lane]:
     """Return what makes an agent's lane.
 
@@ -33,7 +33,7 @@ def lanes_of(
         positions: where its partitions stand.
         readers: all agents that read them.
         committer: names this worker in the offsets' metadata.
-        failed: told of an error that ends the lane.
+        failed: told of an error that ends a strand of the lane, and with it the lane.
     """
     if agent.concurrency == 1 and not any(p.beyond.get(agent.name) for p in positions.values()):
         return Lane

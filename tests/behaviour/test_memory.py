@@ -28,14 +28,17 @@ def _no_collector() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_collector")
-async def test_generations_leave_no_records_and_no_caches(mock_clock: MockClock) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_generations_leave_no_records_and_no_caches(
+    mock_clock: MockClock, concurrency: int
+) -> None:
     """Partitions move to and fro between two workers, and commits fail, many times."""
     app = trickle.App("app")
     source = app.topic("source", key=str, value=int, partitions=4)
     counts = app.table("counts", key=str, value=int, default=int)
     lists = app.table("lists", key=str, value=list[int], default=list[int])
 
-    @app.agent(source)
+    @app.agent(source, concurrency=concurrency)
     async def count(stream: trickle.Stream[int, str]) -> None:
         async for event in stream.events():
             counts[event.key] += 1

@@ -146,6 +146,10 @@ class Strand(Lane):
         super().rewind()
         self._begun = 0
 
+    def close(self) -> None:
+        super().close()
+        self.own, self._held = {}, []
+
     async def _wait(self) -> None:
         if self.stopping:
             return
@@ -214,7 +218,7 @@ class ConcurrentLane(Lane):
         ledgers: Mapping[str, Ledger],
         rooms: Mapping[str, int],
         view: Callable[[Any, Strand], Any],
-        failed: Callable[[Exception], None],
+        failed: Callable[[Lane, Exception], None],
         refuse: Callable[[Lane, Record, TrickleError], Awaitable[None]],
         **lane: Any,
     ) -> None:
@@ -249,15 +253,16 @@ class ConcurrentLane(Lane):
 
         A strand that fails lets the others finish what they have in hand.
         """
+        settlement = self.settlement  # that of the lane may change, where it is given up
 
         async def strand_runs(strand: Strand) -> None:
             try:
                 await work(strand)
             except Exception as error:  # noqa: BLE001 - it is told, and ends the worker
-                self._failed(error)
+                self._failed(strand, error)
                 self.drain()
             finally:
-                self.settlement.dry(strand)
+                settlement.dry(strand)
 
         context = copy_context()  # whoever makes one more start, its context is not theirs
         async with trio.open_nursery() as nursery:
@@ -426,8 +431,7 @@ class ConcurrentLane(Lane):
                 del self._queues[lock]
         self.hand = any(map(len, self._ledgers.values()))
         self.renumber()
-        if self._gathering or self._asking:
-            self.feed()
+        self.feed()
 
     def settled_positions(self) -> dict[str, int]:
         """Return the lowest position that has not settled, by topic."""
@@ -452,6 +456,12 @@ class ConcurrentLane(Lane):
         super().close()
         for strand in self.strands:
             strand.close()
+        # They refer to each other, and shall be gone without the collector's help.
+        self.strands = []
+        self.own = {}
+        self._start = self._reading = None
+        for holding in (self._queues, self._ready, self._gathering, self._asking):
+            holding.clear()
 
     def abandon(self) -> None:
         super().abandon()

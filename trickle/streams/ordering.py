@@ -98,13 +98,9 @@ class Ordering:
         codec = self._keys[record.topic]
         try:
             key = read_key(codec, record)
-        except DecodeError:  # it is an error where somebody asks for the key
+            return Order(key if _is_hashable(key) else (codec.encode(key),), key)
+        except Exception:  # noqa: BLE001 - whatever it is, it comes up where the key is asked for
             return Order(record.key, record.key)
-        try:
-            hash(key)
-        except TypeError:
-            return Order((codec.encode(key),), key)
-        return Order(key, key)
 
     def _by_function(self, record: Record) -> Order:
         try:
@@ -122,6 +118,15 @@ class Ordering:
             failure.__cause__ = error
             return Order(None, None, failure)
         return Order(order, order)
+
+
+def _is_hashable(key: object) -> bool:
+    """Tell whether a key can be looked up: a tuple with a list in it cannot."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _by_nothing(record: Record) -> Order:
