@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from trickle.cli import errors
 from trickle.cli.output import abandon_output, printable
 from trickle.cli.state import DebugOption, State, get_state
+from trickle.utils.ending import announce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     state = State()
     code = _run(state, list(sys.argv[1:] if argv is None else argv))
-    if argv is None and state.leave is not None:
-        state.leave(code)  # the process is ours, and nothing of the app's may keep it
+    if argv is None:
+        announce(code)  # the process is ours
+        if state.leave is not None:
+            state.leave(code)  # and nothing of the app's may keep it
     return code
 
 

@@ -5,19 +5,25 @@ without a limit. So a client that is of no more use is closed in a daemon thread
 it, and it cannot keep the process.
 
 Only the interpreter's end waits a moment, for it takes away what these threads stand on: one that
-was still closing a client then ended the process by SIGSEGV, once in some hundred commands.
+was still closing a client then ended the process by SIGSEGV, once in some hundred commands. Where
+that moment is too short, a command's process leaves without the interpreter's end.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import os
+import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from typing import Protocol
 
 from confluent_kafka import KafkaException
+
+from trickle.utils.ending import announced
 
 __all__ = ["bury"]
 
@@ -38,6 +44,13 @@ def _wait_at_the_end() -> None:
     deadline = time.monotonic() + _LAST_WAIT_S
     for thread in _closing:
         thread.join(max(0.0, deadline - time.monotonic()))
+    code = announced()
+    if code is not None and any(thread.is_alive() for thread in _closing):
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
 
 
 class _Closable(Protocol):
