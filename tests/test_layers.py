@@ -21,6 +21,7 @@ ROOMS: list[str] = [
     "serializers",
     "untyped",
     "models",
+    "metadata",
     "config",
     "identity",
     "context",

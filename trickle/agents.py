@@ -196,10 +196,10 @@ class Agent(Generic[V, K]):
         for sink in self.sinks:
             if isinstance(sink, Topic | Agent):
                 topic = cast("Topic[Any, Any] | Agent[Any, Any]", sink).topics[0]
-                effect = topic.effect(value, None, None, None, None)
+                data = topic.encode_value(value)
                 batch, index = lane.in_hand()
                 key = self._sink_key(topic, batch.record(index))
-                effect = topic.effect_of_bytes(key, effect[3], (), lane.timestamp_ms())
+                effect = topic.effect_of_bytes(key, data, (), lane.timestamp_ms())
                 lane.stage(effect)
             else:
                 lane.after.append(partial(sink, value))

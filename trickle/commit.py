@@ -152,7 +152,6 @@ class Committer(Service):
         self._busy: set[Lane] = set()
         # What has settled since the last snapshot
         self._events = 0
-        self._bytes = 0
         self._chunks = 0
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
@@ -227,8 +226,7 @@ class Committer(Service):
 
     def publish(self, effects: list[Effect]) -> None:
         self._producer.publish(effects)
-        self._bytes += sum(len(e[3] or b"") + len(e[2] or b"") for e in effects)
-        if self._bytes >= self._bytes_max:
+        if self._producer.published_bytes >= self._bytes_max:
             self._crowd()
 
     def settled(self, lane: Lane, events: int) -> None:
@@ -278,7 +276,7 @@ class Committer(Service):
 
     async def room(self, lane: Lane) -> None:
         if self._limit > 1:
-            if self._events >= self._limit or self._bytes >= self._bytes_max:
+            if self._events >= self._limit or self._producer.published_bytes >= self._bytes_max:
                 self._pend(urgent=True)
                 await self._room.wait()
             return
@@ -365,6 +363,7 @@ class Committer(Service):
 
     def _snapshot(self, releasing: frozenset[TopicPartition]) -> _Snapshot:
         """Step 1: take what has settled; it has no await, so each event is in it or not."""
+        self._producer.catch_up()
         settled, beyond = self._settled_positions()
         consumer = self._consumer
         taken = _Snapshot(
@@ -376,12 +375,12 @@ class Committer(Service):
                 if (changes := shard.snapshot()) is not None
             ],
             events=self._events,
-            size=self._bytes,
+            size=self._producer.published_bytes,
             after=self._after,
             ticks=self._ticks,
             holder=self._holder,
         )
-        self._events = self._bytes = 0
+        self._events = 0
         self._after, self._ticks = [], []
         self.crowded = self._limit == 1
         self._urgent = False
@@ -456,7 +455,7 @@ class Committer(Service):
 
     def resume(self) -> None:
         """A new generation is about to open: nothing that settled before it counts any more."""
-        self._events = self._bytes = 0
+        self._events = 0
         self._busy.clear()
         self._after.clear()
         self._producer.reset()

@@ -66,12 +66,8 @@ class Outlet(Protocol):
         """Deliver many records, in order, and return their number when all are delivered."""
         ...
 
-    def partitions(self, topic: str) -> int | None:
-        """Return a topic's partition count where it is known."""
-        ...
-
-    def record_bytes_max(self, topic: str) -> int | None:
-        """Return the largest record that a topic takes where it is known."""
+    def bounds(self, topic: str) -> tuple[int | None, int | None]:
+        """Return a topic's partition count, and the largest record that it takes, where known."""
         ...
 
 

@@ -4,7 +4,8 @@ Two clients. Effects of settled events go through the first, which is transactio
 exactly-once; what is sent outside an event goes through the second, an idempotent one, and is
 delivered at once.
 
-An effect is produced as its event settles, into the open transaction. From a commit's snapshot
+An effect is produced soon after its event has settled, into the open transaction: in portions, as
+that is cheaper, and at the latest when the lane lets other tasks run. From a commit's snapshot
 until the next transaction has begun it is held instead: it would otherwise be committed without
 its position. What is held is bounded, for lanes wait at the commit's bounds.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import trio
@@ -46,6 +48,11 @@ class Producer(Service):
         options: of the client for effects; with a transactional id under exactly-once.
         topics: what is known of the topics; filled before the producer starts.
         sensor: told of what is sent.
+
+    Attributes:
+        published_bytes: of keys and values, since the last commit's snapshot; of the newest few
+            effects it does not know yet.
+        refused: the record that the commit in hand will fail by.
     """
 
     name = "Producer"
@@ -66,17 +73,22 @@ class Producer(Service):
         self._replace = trio.Event()
         self._replaced = trio.Event()
         self._holding = False
-        self._backlog: deque[Effect] = deque()  # settled before the snapshot: this transaction's
-        self._next: list[Effect] = []  # settled after it: the next one's
+        self._fresh: list[Effect] = []  # settled, and not weighed yet
+        self._settled: deque[Effect] = deque()  # settled before the snapshot: this transaction's
+        self._next: deque[Effect] = deque()  # settled after it: the next one's
+        self._published = trio.Event()
+        self.published_bytes = 0
         self._unflushed = trio.Event()
         self.refused: RecordRefused | None = None
         self._sensor = sensor
         self._produced: Counter[str] = Counter()
+        self._committing: Counter[str] = Counter()
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         async with self._transport.producer(ProducerOptions()) as plain:
             self._plain = plain
             await self.nursery.start(self._keep_effects, name="client for effects")
+            self.nursery.start_soon(self._produce_published)
             task_status.started()
             await self._flush_plain(plain)
 
@@ -134,30 +146,54 @@ class Producer(Service):
     # Effects
 
     def publish(self, effects: Iterable[Effect]) -> None:
-        """Produce effects of an event that settles, or hold them for the next transaction."""
-        if self._holding:
-            self._next.extend(effects)
-        elif self._backlog:
-            self._backlog.extend(effects)
-        else:
-            self._produce(deque(effects))
+        """Produce effects of an event that settles, soon, or hold them for the next transaction."""
+        fresh = self._fresh
+        if not fresh:
+            self._published.set()
+        fresh += effects
+        if len(fresh) >= PORTION:
+            self.catch_up()
+            self._produce()
 
-    def _produce(self, effects: deque[Effect]) -> None:
-        client = self._effects
-        while effects and client is not None and client.ready:
+    def catch_up(self) -> None:
+        """Weigh what was published, and put it where it belongs."""
+        fresh, self._fresh = self._fresh, []
+        self.published_bytes += sum(map(len, filter(None, map(_value_of, fresh))))
+        self.published_bytes += sum(map(len, filter(None, map(_key_of, fresh))))
+        self._produced.update(map(_topic_of, fresh))
+        (self._next if self._holding else self._settled).extend(fresh)
+
+    def _produce(self) -> None:
+        """Hand a portion of what has settled to the client."""
+        client, settled = self._effects, self._settled
+        if settled and client is not None and client.ready:
             try:
-                if not client.produce(*effects[0]):
-                    break
+                client.produce_all(settled, PORTION)
             except RecordRefused as error:
-                self.refused = error  # the commit that it belongs to will fail by it
-                self._sensor.record_refused(error.topic, error)
-            self._produced[effects.popleft()[0]] += 1
-        if effects is not self._backlog:
-            self._backlog.extend(effects)
+                self._refuse(error)
+                settled.popleft()
+
+    def _refuse(self, error: RecordRefused) -> None:
+        self.refused = error  # the commit that it belongs to will fail by it
+        self._sensor.record_refused(error.topic, error)
+
+    async def _produce_published(self) -> None:
+        """Produce what lanes have published, as soon as they let other tasks run."""
+        while True:
+            await self._published.wait()
+            self._published = trio.Event()
+            self.catch_up()
+            left = len(self._settled) + 1
+            while 0 < len(self._settled) < left:  # until it is done, or the client's queue is full
+                left = len(self._settled)
+                self._produce()
+                await trio.lowlevel.checkpoint()
 
     def hold(self) -> None:
         """From now on, which is a commit's snapshot, effects belong to the next transaction."""
         self._holding = True
+        self.published_bytes = 0
+        self._committing, self._produced = self._produced, Counter()
 
     async def commit(
         self,
@@ -180,53 +216,64 @@ class Producer(Service):
         client = self._effects
         if client is None or not client.ready:
             raise CommitFailed("the producer is not open: it waits for the broker")
-        while self._backlog:
-            self._produce(self._backlog)
-            if self._backlog:
-                await client.drained()
+        await self._produce_rest(client)
         for topic, partition, pairs in changelog:
             if self.refused is not None:
                 break
+            records: deque[Effect] = deque(
+                (topic, partition, key, value, CHANGELOG_HEADERS, None) for key, value in pairs
+            )
             try:
-                await self._produce_changelog(client, topic, partition, pairs)
+                await self._hand_over(client, records, watch=True)
             except RecordRefused as error:
-                self.refused = error
-            await trio.lowlevel.checkpoint()
+                self._refuse(error)
         fail_point("commit-produced")
         if self.refused is not None:
             refused, self.refused = self.refused, None
             await client.abort()
             raise CommitFailed(str(refused), refused=refused)
         ends = await client.commit(offsets, member)
-        self._report()
+        for topic, count in self._committing.items():
+            self._sensor.records_out(topic, count)
         return ends
 
-    def _report(self) -> None:
-        produced, self._produced = self._produced, Counter()
-        for topic, count in produced.items():
-            self._sensor.records_out(topic, count)
+    async def _produce_rest(self, client: ProducerClient) -> None:
+        """Produce all that has settled before the snapshot."""
+        while self._settled:
+            try:
+                await self._hand_over(client, self._settled)
+            except RecordRefused as error:
+                self._refuse(error)
+                self._settled.popleft()
 
     @staticmethod
-    async def _produce_changelog(
-        client: ProducerClient, topic: str, partition: int, pairs: list[tuple[bytes, bytes | None]]
+    async def _hand_over(
+        client: ProducerClient, records: deque[Effect], *, watch: bool = False
     ) -> None:
-        taken = client.produce_many(topic, partition, pairs, CHANGELOG_HEADERS)
-        while taken < len(pairs):
-            await client.drained()
-            taken += client.produce_many(topic, partition, pairs[taken:], CHANGELOG_HEADERS)
+        """Hand over all records, letting others run in between, and waiting for room."""
+        while records:
+            before = len(records)
+            client.produce_all(records, PORTION, watch=watch)
+            if len(records) == before:
+                await client.drained()
+            else:
+                await trio.lowlevel.checkpoint()
 
     def release(self) -> None:
         """The next transaction is open: produce what was held."""
+        self.catch_up()
         self._holding = False
-        held, self._next = self._next, []
-        self._backlog.extend(held)
-        if self._backlog:
-            self._produce(self._backlog)
+        self._settled.extend(self._next)
+        self._next.clear()
+        self._published.set()
 
     def reset(self) -> None:
         """The generation ended: what was published since the last commit has not happened."""
-        self._backlog.clear()
+        self._fresh.clear()
+        self._settled.clear()
         self._next.clear()
+        self._produced.clear()
+        self.published_bytes = 0
         self.refused = None
         self._holding = False
 
@@ -254,33 +301,33 @@ class Producer(Service):
     async def send_all(self, effects: Iterable[Effect]) -> int:
         """Deliver many records, in order; return their number when all are delivered."""
         client = self._plain_client()
-        count = 0
+        counts: Counter[str] = Counter()
         for effect in effects:
             while not client.produce(*effect):
                 await client.drained()
-            count += 1
-            self._produced[effect[0]] += 1
-            if not count % 256:
+            counts[effect[0]] += 1
+            if not counts.total() % PORTION:
                 await trio.lowlevel.checkpoint()
         await client.commit({}, None)
-        self._report()
-        return count
+        for topic, count in counts.items():
+            self._sensor.records_out(topic, count)
+        return counts.total()
 
     def _plain_client(self) -> ProducerClient:
         if self._plain is None:
             raise TransportError("the producer is not open: the app is starting or stopping")
         return self._plain
 
-    def partitions(self, topic: str) -> int | None:
-        """Return a topic's partition count where it is known."""
+    def bounds(self, topic: str) -> tuple[int | None, int | None]:
+        """Return a topic's partition count, and the largest record that it takes, where known."""
         info = self._topics.get(topic)
-        return info.partitions if info is not None else None
+        return (None, None) if info is None else (info.partitions, info.record_bytes_max)
 
-    def record_bytes_max(self, topic: str) -> int | None:
-        """Return the largest record that a topic takes where it is known."""
-        info = self._topics.get(topic)
-        return info.record_bytes_max if info is not None else None
 
+PORTION = 256  # records that are produced at once: about a third of a millisecond
+_topic_of: Callable[[Effect], str] = itemgetter(0)
+_key_of: Callable[[Effect], bytes | None] = itemgetter(2)
+_value_of: Callable[[Effect], bytes | None] = itemgetter(3)
 
 CHANGELOG_HEADERS = (("trickle-format", b"1"),)
 """The version of the format of changelog records: it travels beside them, never in their bytes."""

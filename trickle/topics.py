@@ -8,7 +8,6 @@ whole topology is known before anything runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, Literal, cast, overload
@@ -16,8 +15,9 @@ from typing import Any, Generic, Literal, cast, overload
 import msgspec
 from typing_extensions import TypeForm, TypeVar
 
-from trickle.context import OUTLET, Effect, Outlet, Outlets, current_turn
+from trickle.context import OUTLET, Effect, Outlet, Outlets, Turn, current_turn
 from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, UsageError
+from trickle.metadata import pack_headers, timestamp_to_ms
 from trickle.serializers import BoundCodec, codec_for
 from trickle.transport.contract import TopicSpec
 from trickle.types import Codec, Duration, Headers, HeadersInput, Partitioner, RecordMetadata
@@ -26,7 +26,7 @@ from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
 from trickle.utils.values import is_whole
 
-__all__ = ["Repartition", "Source", "Step", "Topic", "pack_headers", "timestamp_to_ms"]
+__all__ = ["Repartition", "Source", "Step", "Topic"]
 
 V = TypeVar("V")
 K = TypeVar("K", default=Any)
@@ -294,7 +294,8 @@ class Topic(Source[V, K]):
         turn = current_turn()
         if turn is None:
             return await _outlet(self).send(effect)
-        return _stage(turn, effect)
+        stamp = _stage(turn, effect)
+        return RecordMetadata(self.name, effect[1], None, -1.0 if stamp is None else stamp / 1000)
 
     def send_nowait(
         self,
@@ -376,20 +377,35 @@ class Topic(Source[V, K]):
         if isinstance(outlet, Outlets):
             outlet = outlet.of(self.app_id)
         if outlet is not None:
-            self._check_size(outlet.record_bytes_max(self.name), key, value, headers)
-            count = outlet.partitions(self.name)
-            if partition is not None and not is_whole(partition, at_least=0):
-                raise UsageError(
-                    f"topic {self.name!r}: partition={partition!r} is not a whole number, 0 or more"
-                )
-            if partition is not None and count is not None and partition >= count:
-                raise UsageError(
-                    f"topic {self.name!r} has the partitions 0 to {count - 1}: "
-                    f"partition={partition} does not exist"
-                )
-            if partition is None and self.partitioner is not None and count is not None:
+            count, limit = outlet.bounds(self.name)
+            if limit is not None:
+                size = _RECORD_OVERHEAD + (len(key) if key else 0) + (len(value) if value else 0)
+                if size > limit or headers:
+                    self._check_size(limit, size, headers)
+            if partition is not None:
+                self._check_partition(partition, count)
+            elif self.partitioner is not None and count is not None:
                 partition = self.partitioner(key, count)
         return (self.name, partition, key, value, headers, timestamp_ms)
+
+    def _check_partition(self, partition: int, count: int | None) -> None:
+        if not is_whole(partition, at_least=0):
+            raise UsageError(
+                f"topic {self.name!r}: partition={partition!r} is not a whole number, 0 or more"
+            )
+        if count is not None and partition >= count:
+            raise UsageError(
+                f"topic {self.name!r} has the partitions 0 to {count - 1}: "
+                f"partition={partition} does not exist"
+            )
+
+    def encode_value(self, value: V) -> bytes | None:
+        """Return a value's wire bytes.
+
+        Raises:
+            EncodeError: it is not of the topic's value type.
+        """
+        return self._encode(self.value_codec, value, "value")
 
     def _encode(self, codec: BoundCodec, value: object, what: str) -> bytes | None:
         if value is None:
@@ -399,19 +415,13 @@ class Topic(Source[V, K]):
         except EncodeError as error:
             raise EncodeError(f"topic {self.name!r}, {what}: {error}") from error.__cause__
 
-    def _check_size(
-        self, limit: int | None, key: bytes | None, value: bytes | None, headers: Headers
-    ) -> None:
-        if limit is None:
-            return
-        size = len(value or b"") + len(key or b"")
-        if size + _RECORD_OVERHEAD <= limit and not headers:
-            return
+    def _check_size(self, limit: int, size: int, headers: Headers) -> None:
         size += sum(len(name) + len(data or b"") + 10 for name, data in headers)
-        if size + _RECORD_OVERHEAD > limit:
+        if size > limit:
             raise RecordRefused(
-                f"a record of {size:,} bytes is larger than topic {self.name!r} takes: raise the "
-                f"topic's max.message.bytes ({limit:,}), or send less",
+                f"a record of {size - _RECORD_OVERHEAD:,} bytes is larger than topic "
+                f"{self.name!r} takes: raise the topic's max.message.bytes ({limit:,}), or send "
+                "less",
                 topic=self.name,
             )
 
@@ -421,61 +431,14 @@ class Topic(Source[V, K]):
 _RECORD_OVERHEAD = 100
 
 
-def pack_headers(headers: HeadersInput) -> Headers:
-    """Return headers as they travel: names with bytes or null.
-
-    Raises:
-        EncodeError: a header's name is no text, or its value neither text nor bytes.
-    """
-    given: Any = headers.items() if isinstance(headers, Mapping) else headers
-    pairs = cast("Iterable[Any]", given if isinstance(given, Iterable) else [given])
-    packed: list[tuple[str, bytes | None]] = []
-    for pair in pairs:
-        if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
-            raise EncodeError(
-                f"headers are a mapping, or pairs of a name and a value: got {pair!r}"
-            )
-        name, data = cast("Sequence[Any]", pair)
-        wire = data.encode() if isinstance(data, str) else data
-        if not isinstance(name, str) or not (wire is None or isinstance(wire, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise EncodeError(
-                f"a header is a name with text, bytes or None: got {name!r}: {data!r}"
-            )
-        packed.append((name, wire))
-    return tuple(packed)
-
-
-def timestamp_to_ms(timestamp: float | datetime) -> int:
-    """Return POSIX milliseconds.
-
-    Args:
-        timestamp: POSIX seconds, or an aware datetime.
-
-    Raises:
-        UsageError: a naive datetime, whose clock it shows is not known; or no time at all.
-    """
-    if isinstance(timestamp, datetime):
-        if timestamp.tzinfo is None:
-            raise UsageError(
-                f"timestamp={timestamp!r} has no time zone: use an aware datetime or POSIX seconds"
-            )
-        timestamp = timestamp.timestamp()
-    if not isinstance(timestamp, int | float) or not math.isfinite(timestamp):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"timestamp={timestamp!r} is no time: use POSIX seconds or a datetime")
-    ms = round(timestamp * 1000)
-    if not -(2**63) <= ms < 2**63:
-        raise UsageError(
-            f"timestamp={timestamp!r} is no time: its milliseconds do not fit into 64 bits"
-        )
-    return ms
-
-
-def _stage(turn: Any, effect: Effect) -> RecordMetadata:
-    if effect[5] is None:
-        effect = (*effect[:5], turn.timestamp_ms())
+def _stage(turn: Turn, effect: Effect) -> int | None:
+    """Add a record to the event in hand, and return its timestamp in ms."""
+    topic, partition, key, value, headers, stamp = effect
+    if stamp is None:
+        stamp = turn.timestamp_ms()
+        effect = (topic, partition, key, value, headers, stamp)
     turn.stage(effect)
-    stamp = effect[5]
-    return RecordMetadata(effect[0], effect[1], None, -1.0 if stamp is None else stamp / 1000)
+    return stamp
 
 
 def _outlet(topic: Topic[Any, Any]) -> Outlet:

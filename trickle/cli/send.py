@@ -17,7 +17,8 @@ from trickle.cli.broker import check_partition, find_topic, open_broker, require
 from trickle.cli.output import Output
 from trickle.cli.state import DebugOption, JsonOption, get_state, run
 from trickle.exceptions import TopicError, UsageError
-from trickle.topics import Topic, pack_headers, timestamp_to_ms
+from trickle.metadata import pack_headers, timestamp_to_ms
+from trickle.topics import Topic
 from trickle.transport.contract import Admin, ProducerClient, ProducerOptions, TopicInfo
 from trickle.types import Headers
 

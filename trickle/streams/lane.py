@@ -200,7 +200,11 @@ class Lane(Turn):
         return [batch.record(index) for batch, index in seen.values()]
 
     def timestamp_ms(self) -> int | None:
-        batch, index = self.in_hand()
+        batch = self.batch
+        if batch is None:
+            batch, index = self.in_hand()
+        else:  # the same in one step: each record that is sent asks
+            index = self.base + self.size - length_hint(self.chunk) - 1
         stamp = batch.timestamp_ms(index)
         return stamp if stamp >= 0 else None
 

@@ -17,12 +17,13 @@ from trickle.app import App
 from trickle.context import Effect
 from trickle.exceptions import UsageError
 from trickle.inside import inside
+from trickle.metadata import pack_headers, timestamp_to_ms
 from trickle.run import Run, Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.streams import Event
 from trickle.tables import Shard, Table
 from trickle.testing.scheduling import SeededPace, seeded_order
-from trickle.topics import Topic, pack_headers, timestamp_to_ms
+from trickle.topics import Topic
 from trickle.transport.contract import ProducerClient, ProducerOptions
 from trickle.transport.memory import MemoryBroker, MemoryTransport
 from trickle.transport.shared import RecordBatch
@@ -334,13 +335,9 @@ class _Outlet:
         count: int = await self._client().send_all(effects)
         return count
 
-    def partitions(self, topic: str) -> int | None:
+    def bounds(self, topic: str) -> tuple[int | None, int | None]:
         found = self._simulation.broker.topics().get(topic)
-        return len(found.logs) if found is not None else None
-
-    def record_bytes_max(self, topic: str) -> int | None:
-        found = self._simulation.broker.topics().get(topic)
-        return found.policy.record_bytes_max if found is not None else None
+        return (None, None) if found is None else (len(found.logs), found.policy.record_bytes_max)
 
 
 @contextmanager

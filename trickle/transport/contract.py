@@ -18,12 +18,14 @@ The rules, beyond the signatures:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from trickle.context import Effect
 from trickle.types import Guarantee, Headers, Record, RecordMetadata, TopicPartition
 
 __all__ = [
@@ -307,22 +309,18 @@ class ProducerClient(Protocol):
         """
         ...
 
-    def produce_many(
-        self,
-        topic: str,
-        partition: int,
-        pairs: Sequence[tuple[bytes, bytes | None]],
-        headers: Headers,
-    ) -> int:
-        """Hand over (key, value) pairs of one partition, in order, without a wait.
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over records from the left, without a wait, and take out each that was taken.
 
-        The commit's result tells the position behind the last of them.
+        Some are left where there are more than ``limit``, or the client's queue is full.
 
-        Returns:
-            How many were taken: fewer than all where the client's queue is full.
+        Args:
+            effects: what :meth:`produce` is given, in its order.
+            limit: how many to hand over at most.
+            watch: the commit's result tells the position behind the last of them all.
 
         Raises:
-            RecordRefused: see :meth:`produce`.
+            RecordRefused: the leftmost record is: see :meth:`produce`.
         """
         ...
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from trickle.types import Headers, Record
+from trickle.context import Effect
+from trickle.types import Record
 
 __all__ = ["RecordBatch", "one_by_one"]
 
@@ -42,15 +44,10 @@ class RecordBatch:
 
 
 def one_by_one(
-    produce: Callable[..., bool],
-    topic: str,
-    partition: int,
-    pairs: Sequence[tuple[bytes, bytes | None]],
-    headers: Headers,
-) -> int:
-    """Do what :meth:`ProducerClient.produce_many` says, for a driver that gains nothing by it."""
-    last = len(pairs) - 1
-    for index, (key, value) in enumerate(pairs):
-        if not produce(topic, partition, key, value, headers, None, watch=index == last):
-            return index
-    return len(pairs)
+    produce: Callable[..., bool], effects: deque[Effect], limit: int, *, watch: bool
+) -> None:
+    """Do what ``ProducerClient.produce_all`` says, for a driver that gains nothing by it."""
+    for _ in range(min(limit, len(effects))):
+        if not produce(*effects[0], watch=watch and len(effects) == 1):
+            return
+        effects.popleft()

@@ -8,14 +8,15 @@ takes a hundred.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import outcome
 import trio
 
+from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, TransportError, UsageError
 from trickle.transport.contract import CommittedOffset, Member
 from trickle.transport.embedded.environment import WriteTxn
@@ -91,15 +92,9 @@ class PlainProducer:
         self._schedule()
         return True
 
-    def produce_many(
-        self,
-        topic: str,
-        partition: int,
-        pairs: Sequence[tuple[bytes, bytes | None]],
-        headers: Headers,
-    ) -> int:
-        """Hand over (key, value) pairs of one partition; see the contract."""
-        return one_by_one(self.produce, topic, partition, pairs, headers)
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over many records; see the contract."""
+        one_by_one(self.produce, effects, limit, watch=watch)
 
     def _schedule(self) -> None:
         # Not at once: what the task in hand still sends before it yields goes along.

@@ -6,11 +6,13 @@ check that the member holds the partitions, and the check that nobody fenced it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from functools import partial
 
 import trio
 
+from trickle.context import Effect
 from trickle.exceptions import (
     BrokerUnavailable,
     CommitFailed,
@@ -81,15 +83,9 @@ class TransactionalProducer:
             lane.watched = lane.count
         return True
 
-    def produce_many(
-        self,
-        topic: str,
-        partition: int,
-        pairs: Sequence[tuple[bytes, bytes | None]],
-        headers: Headers,
-    ) -> int:
-        """Hand over (key, value) pairs of one partition; see the contract."""
-        return one_by_one(self.produce, topic, partition, pairs, headers)
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over many records; see the contract."""
+        one_by_one(self.produce, effects, limit, watch=watch)
 
     async def drained(self) -> None:
         """Return: there is always room."""

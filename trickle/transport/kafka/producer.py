@@ -37,8 +37,10 @@ from trickle.types import RecordMetadata, TopicPartition
 from trickle.utils.bridge import open_bridge
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections import deque
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from trickle.context import Effect
     from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
@@ -131,28 +133,39 @@ class KafkaProducer:
             self._failed_at_once(raised, topic, partition)
         return True
 
-    def produce_many(
-        self,
-        topic: str,
-        partition: int,
-        pairs: Sequence[tuple[bytes, bytes | None]],
-        headers: Headers,
-    ) -> int:
-        """Hand over (key, value) pairs of one partition; see the contract."""
-        self._content.note(topic)
-        produce, shared, report = self._produce, list(headers) or None, self._unwatched
-        taken, last = 0, len(pairs) - 1
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over many records; see the contract."""
+        produce, report = self._produce, self._unwatched
+        topic: str | None = None
+        partition: int | None = None
+        headers: Headers | None = None
+        wire_headers: list[tuple[str, bytes | None]] | None = None
         try:
-            for key, value in pairs:
-                if taken == last:
+            for _ in range(min(limit, len(effects))):
+                known, pairs = topic, headers
+                topic, partition, key, value, headers, timestamp_ms = effects[0]
+                if topic is not known:
+                    self._content.note(topic)
+                if headers is not pairs:  # most often they are the same, or none
+                    wire_headers = list(headers) or None
+                if watch and len(effects) == 1:
                     report = self._watched
-                produce(topic, value, key, partition, report, None, 0, shared)
-                taken += 1
+                produce(
+                    topic,
+                    value,
+                    key,
+                    _ANY_PARTITION if partition is None else partition,
+                    report,
+                    None,
+                    0 if timestamp_ms is None else timestamp_ms or 1,
+                    wire_headers,
+                )
+                effects.popleft()
         except BufferError:
-            return taken
+            return
         except KafkaException as raised:
-            self._failed_at_once(raised, topic, partition)
-        return len(pairs)
+            self._failed_at_once(raised, topic or "", partition)
+            effects.popleft()
 
     def _failed_at_once(self, raised: KafkaException, topic: str, partition: int | None) -> None:
         error = error_of(raised)

@@ -6,10 +6,12 @@ over, or, on a broker with a delay, by a task of the client's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 
 import trio
 
+from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, UsageError
 from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
 from trickle.transport.memory.broker import CommitFault, MemoryBroker, Staged
@@ -68,15 +70,9 @@ class MemoryProducer:
                 self._deliver()
         return True
 
-    def produce_many(
-        self,
-        topic: str,
-        partition: int,
-        pairs: Sequence[tuple[bytes, bytes | None]],
-        headers: Headers,
-    ) -> int:
-        """Hand over (key, value) pairs of one partition; see the contract."""
-        return one_by_one(self.produce, topic, partition, pairs, headers)
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over many records; see the contract."""
+        one_by_one(self.produce, effects, limit, watch=watch)
 
     async def drained(self) -> None:
         """Wait until :meth:`produce` has room again."""
