@@ -177,7 +177,7 @@ async def test_another_key_is_an_error(
         for letter in t.sent(letters):
             seen += [(value or b"").decode() for name, value in letter.headers if "error" in name]
     table = "lists" if handle is change_other_in_place else "counts"
-    assert seen[0] == (
+    assert min(seen) == (  # two keys, in no order
         f"table {table!r}: with concurrency above 1 an event of agent 'work' may touch only the "
         f"key that orders it (that is 'a' here), but this one {what}, which another event may have "
         "in hand: give ordering= a function that returns the table's key, regroup the source by it "
