@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -194,6 +195,22 @@ async def test_deleted_lock_files_are_noticed(log: EmbeddedTransport, directory:
                 lock.unlink()
             with pytest.raises(TransportError, match="lock files"):
                 await consumer.commit({IN[0]: CommittedOffset(0)})
+            with pytest.raises(TransportError, match=r"lock files .* were deleted"):
+                while True:
+                    await consumer.fetch()
+    assert listener.told == [("assigned", frozenset(IN)), ("lost", frozenset(IN))]
+
+
+async def test_a_deleted_groups_directory_is_noticed(
+    log: EmbeddedTransport, directory: Path
+) -> None:
+    """All of the group's files go at once, as with the data directory of a running worker."""
+    listener = Silent()
+    options = ConsumerOptions(group="group", topics=("in",))
+    with trio.fail_after(10):
+        async with log.consumer(options, listener) as consumer:
+            await listener.receive.receive()
+            shutil.rmtree(directory / "groups")
             with pytest.raises(TransportError, match=r"lock files .* were deleted"):
                 while True:
                     await consumer.fetch()

@@ -112,7 +112,10 @@ class GroupFiles:
 
     def stamp(self) -> int:
         """Return something that changes whenever a member comes, goes, or gives back a slot."""
-        return self._members.stat().st_mtime_ns
+        try:
+            return self._members.stat().st_mtime_ns
+        except FileNotFoundError:  # deleted, which a look at the files tells in words
+            return 0
 
     def live(self) -> dict[str, Collection[str]]:
         """Return the members that live and the topics they want; remove what dead ones left."""
