@@ -286,6 +286,11 @@ class KafkaBroker:
             "log.dirs": str(self.directory / "data"),
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,
+            # Small and compacted often: a coordinator that takes seconds to read them all after a
+            # restart was seen to miss the marker of a transaction that ended meanwhile, so that the
+            # group's offsets stayed pending for ever (Kafka 4.3.1).
+            "offsets.topic.segment.bytes": 1_048_576,
+            "log.cleaner.backoff.ms": 1_000,
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
             "transaction.state.log.num.partitions": 4,

@@ -346,7 +346,7 @@ class Conductor(Service):
                 await self._committer.commit(releasing=partitions)
         except CommitFailed as error:
             release_frames(error)
-            failure = error.with_traceback(None)  # not with this frame, which holds it
+            failure = error
         for scope in scopes:
             self._committer.dismiss(scope)
             if failure is not None or not clean:
