@@ -65,9 +65,9 @@ def kafka(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Minutes of faults on a real Kafka, judged from topics and stores alone."""
+    """Hours of faults on a real Kafka, judged from topics and stores alone; a result table each."""
     _install(session, "test")
-    session.run("pytest", "-m", "soak", *session.posargs)
+    session.run("pytest", "-m", "soak", "-s", *session.posargs)
 
 
 @nox.session

@@ -392,22 +392,24 @@ class Drive:
         """Wait until all is done, as the committed offsets tell."""
         began = time.monotonic()
         behind: dict[tuple[str, int], int] = {}
+        trouble = ""
         while time.monotonic() - began < self._options.settle_max:
             for _ in range(10):
                 self._tick()
             try:
                 behind = self._behind()
-            except (KafkaException, TimeoutError):
+            except (KafkaException, TimeoutError) as error:
+                trouble = f"; {error}"
                 continue
+            trouble = ""
             if not behind:
                 self.settled_after = time.monotonic() - began
                 self._say(f"settled after {self.settled_after:.1f} s")
                 return
         logs = "\n".join(slot.tail(8) for slot in self.slots)
         text = f"{self._options.settle_max:g} s after the last fault the group is behind at "
-        self._find(
-            "lag", f"{text}{len(behind)} partitions: {dict(sorted(behind.items())[:5])}\n{logs}"
-        )
+        some = dict(sorted(behind.items())[:5])
+        self._find("lag", f"{text}{len(behind)} partitions: {some}{trouble}\n{logs}")
 
     def _behind(self) -> dict[tuple[str, int], int]:
         """Return how far the group is behind, by partition; a commit's marker may be left."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+
 from tests.faults import judge
 from tests.faults.cluster import Cluster
 from tests.faults.drive import Drive, Options
@@ -53,7 +55,10 @@ class Verdict:
         self._outputs(source)
         changelogs = self._tables(source)
         self._stores(changelogs)
-        self._offsets()
+        try:
+            self._offsets()
+        except (TimeoutError, KafkaException) as error:
+            self.findings.append(Finding("offsets", f"they cannot be read: {error}"))
 
     def _read(self, topic: str, partition: int) -> list[Record]:
         return read_partition(self._cluster.servers, f"{self._app}-{topic}", partition)

@@ -141,7 +141,9 @@ def test_a_broker_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-@pytest.mark.parametrize("name", ["_NOENT", "_TRANSPORT", "NOT_LEADER_FOR_PARTITION"])
+@pytest.mark.parametrize(
+    "name", ["_NOENT", "_TRANSPORT", "CONCURRENT_TRANSACTIONS", "NOT_LEADER_FOR_PARTITION"]
+)
 def test_what_may_pass_by_itself_is_an_unavailable_broker(name: str) -> None:
     """A partition without a leader ("No leaders found") is waited for as a broker that is away."""
     error = KafkaError(getattr(KafkaError, name))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from confluent_kafka import Consumer, Producer
+from confluent_kafka import TopicPartition as Partition
 
 from tests.kafka_broker import KafkaBroker
 from tests.transport.helpers import (
@@ -320,3 +322,34 @@ async def test_a_missing_topic_fails_the_commit_by_name(broker: KafkaBroker) -> 
                 await producer.commit({}, None)
         values = [record.value for record in (await read_all(transport, topic))[0]]
         assert values == [b"kept"]
+
+
+async def test_offsets_that_a_transaction_holds_are_named(broker: KafkaBroker) -> None:
+    """A dead producer has sent offsets, and neither committed nor aborted them.
+
+    Whoever wants to know what is committed waits, and is told why; the last ones can be seen.
+    """
+    group = unique("group")
+    settings = {"bootstrap.servers": broker.address, "transactional.id": group}
+    async with open_transport(broker.url, TransportOptions(request_timeout=4)) as transport:
+        topic = await declared(transport, 1)
+        place = TopicPartition(topic, 0)
+
+        def leave_open() -> Producer:
+            producer = Producer(settings)
+            producer.init_transactions(20)
+            producer.begin_transaction()
+            consumer = Consumer({"bootstrap.servers": broker.address, "group.id": group})
+            metadata = consumer.consumer_group_metadata()
+            at = Partition(topic, 0, 5)
+            producer.send_offsets_to_transaction([at], metadata, 20)
+            consumer.close()
+            return producer
+
+        producer = await trio.to_thread.run_sync(leave_open)
+        with pytest.raises(BrokerUnavailable, match="a transaction that has not ended holds them"):
+            await transport.admin.committed(group, [place])
+        assert await transport.admin.committed(group, [place], stable=False) == {place: None}
+        await transport.admin.fence(group)
+        assert await transport.admin.committed(group, [place]) == {place: None}
+        del producer

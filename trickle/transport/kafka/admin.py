@@ -319,11 +319,25 @@ class KafkaAdmin:
     def _committed(
         self, timeout: float, group: str, partitions: Collection[TopicPartition], stable: bool
     ) -> dict[TopicPartition, CommittedOffset | None]:
+        if not stable:
+            return self._reader(group, stable=False).read(partitions, timeout)
+        try:
+            return self._reader(group, stable=True).read(partitions, timeout * 0.9)
+        except KafkaException as raised:
+            if error_of(raised).code() in AWAY:  # or is it a transaction that does not end?
+                self._reader(group, stable=False).read(partitions, timeout * 0.1)
+                unstable = KafkaError(
+                    KafkaError.UNSTABLE_OFFSET_COMMIT, "a transaction that has not ended holds them"
+                )
+                raise KafkaException(unstable) from raised
+            raise
+
+    def _reader(self, group: str, *, stable: bool) -> CommittedReader:
         reader = self._readers.get((group, stable))
         if reader is None:
             made = CommittedReader(self._config, self._log, group, stable=stable)
             reader = self._readers.setdefault((group, stable), made)
-        return reader.read(partitions, timeout)
+        return reader
 
     async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
         """Return who is in a group, and what each of them is assigned."""

@@ -42,6 +42,7 @@ AWAY = frozenset(
         KafkaError._TRANSPORT,  # pyright: ignore[reportPrivateUsage]
         KafkaError._WAIT_COORD,  # pyright: ignore[reportPrivateUsage]
         KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.CONCURRENT_TRANSACTIONS,  # the transaction before is being ended
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NETWORK_EXCEPTION,
@@ -168,7 +169,7 @@ def unavailable(url: str, timeout: float, what: str, error: KafkaError | None) -
 
 def failed(url: str, timeout: float, what: str, error: KafkaError) -> TransportError:
     """Return the error for a call that failed: unavailable, or with the client's words."""
-    if error.code() in PASSING:
+    if error.code() in PASSING or error.retriable():
         return unavailable(url, timeout, what, error)
     return TransportError(f"{what} failed at broker={url!r}: {said(error)}")
 
