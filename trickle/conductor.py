@@ -362,7 +362,8 @@ class Conductor(Service):
         if isinstance(failure, ProducerFenced):
             self._stale = True  # the next assignment begins by taking the transactional id back
         if failure is not None:
-            if last and not (isinstance(failure, ProducerFenced) and self._may_be_fenced()):
+            fenced = isinstance(failure, ProducerFenced) and self._may_be_fenced()
+            if last and not (fenced or failure.superseded):
                 raise failure
             logger.warning(
                 "the last commit before partitions were given back failed, their events since "

@@ -133,11 +133,15 @@ class CommitFailed(TransportError):
     Args:
         message: the sentence for a person.
         refused: the record that the broker would not take, where one was the cause.
+        superseded: others hold by now what it was for, and run its events again.
     """
 
-    def __init__(self, message: str, *, refused: RecordRefused | None = None) -> None:
+    def __init__(
+        self, message: str, *, refused: RecordRefused | None = None, superseded: bool = False
+    ) -> None:
         super().__init__(message)
         self.refused = refused
+        self.superseded = superseded
 
 
 class ProducerFenced(CommitFailed):

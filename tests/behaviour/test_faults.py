@@ -489,3 +489,34 @@ async def test_calls_after_the_last_commit_have_the_drain_s_time(
             await t.advance(1)
         assert called == done
     assert "did not end within drain_timeout=5 s" in caplog.text
+
+
+async def test_a_last_commit_that_others_have_overtaken_is_no_failure(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group gives a worker up while it waits for its agent, as it was told to end."""
+    app = trickle.App("app", drain_timeout=5)
+    source = app.topic("source", value=int, partitions=2)
+    out = app.topic("out", value=int, partitions=2)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            await out.send(value)
+            await trio.sleep(1)
+
+    async with trickle.testing.run(app, workers=2) as t:
+        for number in range(4):
+            await t.send(source, number, partition=number % 2)
+        await t.advance(0.5)
+        worker = t.workers[1]
+        assert worker.run is not None
+        worker.run.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        t.broker.kill(t.broker.members("app")[1])
+        await t.advance(30)
+        assert worker.run is None
+        t.workers.remove(worker)
+        await t.settled()
+        assert sorted(e.value for e in t.sent(out)) == [0, 1, 2, 3]
+    assert "the last commit before partitions were given back failed" in caplog.text

@@ -148,7 +148,8 @@ class KafkaConsumer:
                 error = error_of(raised)
                 if error.code() in MEMBERSHIP:
                     raise CommitFailed(
-                        f"{what} failed, as the group has been rebalanced: {said(error)}"
+                        f"{what} failed, as the group has been rebalanced: {said(error)}",
+                        superseded=True,
                     ) from raised
                 raise failed(self._config.url, timeout, what, error) from raised
             except trio.BrokenResourceError:

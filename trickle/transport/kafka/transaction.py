@@ -36,6 +36,7 @@ from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
     FENCED,
+    MEMBERSHIP,
     error_of,
     failed,
     refused_by,
@@ -218,7 +219,10 @@ class Transactions:
                 self._begin()
             except KafkaException:
                 self._replace()
-            return CommitFailed(f"the transaction of {self._id!r} was aborted: {said(error)}")
+            return CommitFailed(
+                f"the transaction of {self._id!r} was aborted: {said(error)}",
+                superseded=error.code() in MEMBERSHIP,
+            )
         overdue = error.code() in FENCED
         self._replace()
         if refused is not None:

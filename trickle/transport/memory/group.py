@@ -198,12 +198,14 @@ class Group:
             raise CommitFailed(
                 f"the commit for group {self.name!r} is refused: it carries generation "
                 f"{member.generation} of member {member.member_id!r}, which is past; "
-                "the partitions belong to others by now, and their events run again there"
+                "the partitions belong to others by now, and their events run again there",
+                superseded=True,
             )
         foreign = [partition for partition in offsets if partition not in known.assignment]
         if foreign:
             topic, partition = min(foreign)
             raise CommitFailed(
                 f"the commit for group {self.name!r} is refused: member {member.member_id!r} "
-                f"does not hold partition {partition} of topic {topic!r} (any more)"
+                f"does not hold partition {partition} of topic {topic!r} (any more)",
+                superseded=True,
             )
