@@ -173,8 +173,11 @@ class Drive:
         elif state == "ending":
             self.longest_drain = max(self.longest_drain, time.monotonic() - slot.told_at)
             # Before it has said anything it may still be at its imports, where a signal ends it.
-            early = code == -signal.SIGTERM and not slot.last_output()
-            if code and not early and not (slot.told_twice and code == 3):
+            # Likewise when all is done and said, and the second one finds it on its way out.
+            said = slot.last_output()
+            done = slot.told_twice and "drained and committed" in said
+            outside = code == -signal.SIGTERM and (not said or done)
+            if code and not outside and not (slot.told_twice and code == 3):
                 self._find("exit", f"worker {slot.number} was told to end, and did so with exit "
                            f"code {code}:\n{slot.tail()}")  # fmt: skip
         elif code == 1 and slot.limited and "trickle: the tables in" in slot.tail():
