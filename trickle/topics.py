@@ -290,11 +290,12 @@ class Topic(Source[V, K]):
             RecordRefused: the record is larger than its topic takes.
             BrokerUnavailable: outside an event: no answer in time.
         """
-        effect = self.effect(value, key, headers, timestamp, partition)
         turn = current_turn()
+        effect = self.effect(value, key, headers, timestamp, partition, turn)
         if turn is None:
             return await _outlet(self).send(effect)
-        stamp = _stage(turn, effect)
+        turn.stage(effect)
+        stamp = effect[5]
         return RecordMetadata(self.name, effect[1], None, -1.0 if stamp is None else stamp / 1000)
 
     def send_nowait(
@@ -314,19 +315,20 @@ class Topic(Source[V, K]):
         Raises:
             trio.WouldBlock: outside an event: the client's queue is full.
         """
-        effect = self.effect(value, key, headers, timestamp, partition)
         turn = current_turn()
+        effect = self.effect(value, key, headers, timestamp, partition, turn)
         if turn is None:
             _outlet(self).send_nowait(effect)
         else:
-            _stage(turn, effect)
+            turn.stage(effect)
 
     def send_encoded(self, value: bytes | None, *, key: K | None, headers: Headers) -> None:
         """Stage a record whose value is wire bytes already: what a repartition does."""
         turn = current_turn()
         if turn is None:
             raise UsageError(f"topic {self.name!r}: send_encoded belongs inside an event")
-        _stage(turn, self.effect_of_bytes(self._encode(self.key_codec, key, "key"), value, headers))
+        data = self._encode(self.key_codec, key, "key")
+        turn.stage(self.effect_of_bytes(data, value, headers, turn.timestamp_ms()))
 
     async def send_all(
         self, items: Iterable[tuple[K | None, V] | tuple[K | None, V, float]]
@@ -354,13 +356,23 @@ class Topic(Source[V, K]):
         headers: HeadersInput | None,
         timestamp: float | datetime | None,
         partition: int | None,
+        turn: Turn | None = None,
     ) -> Effect:
-        """Encode a record; what :meth:`send` then stages or delivers."""
+        """Encode a record; what :meth:`send` then stages or delivers.
+
+        Args:
+            turn: whose event gives the record its timestamp, unless it is given one.
+        """
+        stamp: int | None = None
+        if timestamp is not None:
+            stamp = timestamp_to_ms(timestamp)
+        elif turn is not None:
+            stamp = turn.timestamp_ms()
         return self.effect_of_bytes(
             self._encode(self.key_codec, key, "key"),
             self._encode(self.value_codec, value, "value"),
             pack_headers(headers) if headers else (),
-            None if timestamp is None else timestamp_to_ms(timestamp),
+            stamp,
             partition,
         )
 
@@ -429,16 +441,6 @@ class Topic(Source[V, K]):
 # A batch header of 61 bytes, and lengths, offset and timestamp as varints
 # (Kafka's record format v2): the broker compares the whole batch with max.message.bytes.
 _RECORD_OVERHEAD = 100
-
-
-def _stage(turn: Turn, effect: Effect) -> int | None:
-    """Add a record to the event in hand, and return its timestamp in ms."""
-    topic, partition, key, value, headers, stamp = effect
-    if stamp is None:
-        stamp = turn.timestamp_ms()
-        effect = (topic, partition, key, value, headers, stamp)
-    turn.stage(effect)
-    return stamp
 
 
 def _outlet(topic: Topic[Any, Any]) -> Outlet:
