@@ -160,8 +160,8 @@ class Committer(Service):
         # After failures
         self.broken: CommitFailed | None = None
         self._failures = 0  # in a row
-        self.chunk_max = CHUNK_MAX
-        self.crowded = False
+        self.chunk_max = min(CHUNK_MAX, events_max)
+        self.crowded = events_max == 1
         self._limit = events_max
         self._holder: Lane | None = None
         self._ended: Callable[[CommitFailed], Awaitable[None]] | None = None

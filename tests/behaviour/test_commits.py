@@ -119,3 +119,27 @@ async def test_a_last_commit_that_others_have_overtaken_is_no_failure(
         await t.settled()
         assert sorted(e.value for e in t.sent(out)) == [0, 1, 2, 3]
     assert "the last commit before partitions were given back failed" in caplog.text
+
+
+async def test_a_refused_record_is_found_where_each_event_has_a_commit(
+    mock_clock: MockClock,
+) -> None:
+    """By the setting, and in a generation that is not the first."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=2)
+    out = app.topic("out", key=str, value=int, partitions=2)
+
+    @app.agent(source, on_error=trickle.Skip())
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            out.send_nowait(value, key="k")
+            await trio.sleep(0.05)
+
+    async with trickle.testing.run(app, commit_max_events=1) as t:
+        t.broker.refuses = lambda topic, _, value: topic == "out" and value == b"3"
+        t.broker.fail_commits("aborted")
+        for value in range(8):
+            await t.send(source, value, key="k")
+        await t.advance(30)
+        await t.settled()
+        assert [e.value for e in t.sent(out)] == [0, 1, 2, 4, 5, 6, 7]
