@@ -179,7 +179,7 @@ class Shard(Generic[K, V]):
 
     def _load(self, mark: Any) -> Any:
         cell = self.old.get(mark, MISSING)
-        if cell is MISSING:
+        if cell is MISSING and self.event:
             cell = self.event.get(mark, MISSING)
         if cell is MISSING:
             cell = self._layered(mark)
@@ -190,11 +190,13 @@ class Shard(Generic[K, V]):
 
     def _layered(self, mark: Any) -> Any:
         """Return the settled cell of a key that the store may lack."""
-        for layer in (self.dirty, self.committing, self.unstored, self.storing):
-            cell = layer.get(mark, MISSING)
-            if cell is not MISSING:
-                return cell
-        return MISSING
+        if mark in self.dirty:
+            return self.dirty[mark]
+        if mark in self.committing:
+            return self.committing[mark]
+        if mark in self.unstored:
+            return self.unstored[mark]
+        return self.storing.get(mark, MISSING)
 
     def _stored_cell(self, mark: Any) -> Any:
         return self.values.cell(self.data.get(self.keys.encode(mark)))
