@@ -8,6 +8,11 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.ledger import Ledger
+from trickle.streams import ConcurrentLane, Lane, Ordering, Pace, Strand
+from trickle.streams.nowhere import Nowhere
+from trickle.transport.shared import RecordBatch
+from trickle.types import Record
 
 
 async def test_a_key_that_cannot_be_read_is_an_order_as_well(mock_clock: MockClock) -> None:
@@ -89,3 +94,59 @@ async def test_an_event_that_resists_its_end_has_no_effect(
         await t.settled()
         assert sorted(event.value for event in t.sent(out)) == [1, 2, 3]
     assert "which resisted its cancellation, has failed since: the event of 'work'" in caplog.text
+
+
+async def test_what_arrives_at_the_very_end_starts_no_strand() -> None:
+    """The last strand has been cancelled, and its lane has not heard of it yet."""
+    lane = ConcurrentLane(
+        "agent",
+        0,
+        concurrency=3,
+        ordering=Ordering("agent", "none", keys={}, values={}, changed=False),
+        ledgers={"topic": Ledger(0)},
+        rooms={"topic": 1000},
+        view=lambda shard, _: shard,
+        failed=lambda _, error: errors.append(error),
+        refuse=refuse,
+        shards={},
+        positions={"topic": 0},
+        codecs={},
+        settlement=Nowhere(),
+        pace=Pace(),
+        taken=ignore,
+    )
+    batch = RecordBatch([Record("topic", 0, 0, -1, b"k", b"v")])
+    errors: list[Exception] = []
+    us = trio.lowlevel.current_task()
+    exits: list[str] = []
+
+    class AtTheEnd(trio.abc.Instrument):
+        def task_exited(self, task: trio.lowlevel.Task) -> None:
+            if task.name == "agent[0]":
+                exits.append(task.name)
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task is us and exits:
+                try:
+                    lane.deliver(batch)
+                except RuntimeError as error:
+                    errors.append(error)
+
+    async def never(strand: Strand) -> None:
+        del strand
+        await trio.sleep_forever()
+
+    trio.lowlevel.add_instrument(AtTheEnd())
+    with trio.move_on_after(0.01):
+        await lane.run(never)
+    assert exits == ["agent[0]"]
+    assert not errors
+    assert len(lane.strands) == 1
+
+
+def ignore(size: int) -> None:
+    del size
+
+
+async def refuse(lane: Lane, record: Record, error: trickle.TrickleError) -> None:
+    raise AssertionError(f"{lane}, {record}, {error}")

@@ -260,8 +260,8 @@ class ConcurrentLane(Lane):
                 await work(strand)
             except Exception as error:  # noqa: BLE001 - it is told, and ends the worker
                 self._failed(strand, error)
-                self.drain()
             finally:
+                self.drain()  # also where it was cancelled: what arrives now starts no strand
                 settlement.dry(strand)
 
         context = copy_context()  # whoever makes one more start, its context is not theirs
