@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import trio
 from trio.testing import MockClock
 
@@ -175,3 +177,55 @@ async def test_several_topics(mock_clock: MockClock) -> None:
             await t.send(left if number % 2 else right, 1, key=f"k{number % 3}")
         await t.settled()
         assert dict(counts.items()) == {"k0": 4, "k1": 3, "k2": 3}
+
+
+async def test_batches_are_what_is_there_and_each_is_one_event(mock_clock: MockClock) -> None:
+    """Two partitions; the batch that holds the value 5 fails once, and is then given as it was."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=2)
+    sums = app.table("sums", key=str, value=int, default=int)
+    batches: list[list[int]] = []
+    failed: list[list[int]] = []
+
+    @app.agent(source, on_error=trickle.Retry(times=1, backoff=0))
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for batch in stream.batches():
+            sums["k"] += sum(batch)
+            if 5 in batch and not failed:
+                failed.append(batch)
+                raise RuntimeError
+            batches.append(batch)
+
+    async with trickle.testing.run(app) as t:
+        for value in range(40):
+            await t.send(source, value, key="k")
+        await t.settled()
+        assert sums["k"] == sum(range(40))
+    assert [value for batch in batches for value in batch] == list(range(40))
+    assert len(batches) < 40
+    assert failed[0][0] in {batch[0] for batch in batches}
+
+
+async def test_batches_behind_operators_leave_nothing_out(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    out = app.topic("out", key=str, value=list[int], partitions=1)
+    letters = app.topic("letters", key=bytes, value=bytes, partitions=1)
+
+    @app.agent(source, sink=out, on_error=trickle.DeadLetter(letters))
+    async def work(stream: trickle.Stream[int, str]) -> AsyncIterator[list[int]]:
+        odd = stream.filter(lambda value: value % 2).flat_map(lambda value: [value, -value])
+        async for batch in odd.batches():
+            if 13 in batch:
+                raise RuntimeError
+            yield batch
+
+    async with trickle.testing.run(app) as t:
+        for value in range(10):
+            await t.send(source, value, key="k")
+        await t.settled()
+        await t.send(source, 13, key="k")
+        await t.settled()
+        sent = [value for event in t.sent(out) for value in event.value]
+        assert sent == [signed for value in range(1, 10, 2) for signed in (value, -value)]
+        assert [event.value for event in t.sent(letters)] == [b"13"]

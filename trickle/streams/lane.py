@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import repeat
 from operator import length_hint
 from typing import Any
 
@@ -221,6 +222,18 @@ class Lane(Turn):
         self.members = []
         self.values = _NOTHING
         self.renumber()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are values behind the event in hand that are decoded already."""
+        return length_hint(self.chunk) > 0
+
+    def take_rest(self) -> list[Any]:
+        """Take all values that are decoded already into the group in hand."""
+        batch, index = self.in_hand()
+        rest = list(self.chunk)
+        self.members.extend(zip(repeat(batch), range(index + 1, index + 1 + len(rest))))
+        return rest
 
     def pass_over(self) -> None:
         """The event taken last has no part in the group; one that is empty begins behind it."""

@@ -109,6 +109,14 @@ class Stream(Generic[V, K]):
             raise UsageError(f"take(n={n}): n must be 1 or more")
         return _Take(self, n, None if within is None else seconds(within, what="take(within=…)"))
 
+    def batches(self) -> Stream[list[V], K]:
+        """Iterate lists of the values that are there already, each of them one event.
+
+        For work on columns: a list holds what has been decoded together, up to some hundred
+        values of one partition in offset order, and never waits for more. It settles as a whole.
+        """
+        return _Batches(self)
+
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -223,13 +231,10 @@ class _Enumerate(Operator[V, tuple[int, V], K]):
         return number, value
 
 
-class _Take(Operator[V, list[V], K]):
-    __slots__ = ("_n", "_within")
+class _Group(Operator[V, list[V], K]):
+    """Lists of values, each of which settles as one event."""
 
-    def __init__(self, parent: Stream[V, K], n: int, within: float | None) -> None:
-        super().__init__(parent)
-        self._n = n
-        self._within = within
+    __slots__ = ()
 
     async def pull(self, *, keep: bool) -> list[V]:
         lane = self._lane
@@ -238,11 +243,9 @@ class _Take(Operator[V, list[V], K]):
             lane.pin()
         group: list[V] = []
         try:
-            while len(group) < self._n:
-                group.append(await self._parent.pull(keep=True))
-                lane.members.append(lane.in_hand())
-                if self._within is not None and len(group) == 1:
-                    lane.patience = trio.current_time() + self._within
+            group.append(await self._parent.pull(keep=True))
+            lane.members.append(lane.in_hand())
+            await self._gather(group)
         except OutOfPatience:
             pass
         except StopAsyncIteration:  # taken away before it was whole: it has not happened
@@ -256,3 +259,36 @@ class _Take(Operator[V, list[V], K]):
         finally:
             lane.patience = math.inf
         return group
+
+    async def _gather(self, group: list[V]) -> None:
+        """Add to a list that has its first value."""
+        raise NotImplementedError
+
+
+class _Take(_Group[V, K]):
+    __slots__ = ("_n", "_within")
+
+    def __init__(self, parent: Stream[V, K], n: int, within: float | None) -> None:
+        super().__init__(parent)
+        self._n = n
+        self._within = within
+
+    async def _gather(self, group: list[V]) -> None:
+        lane = self._lane
+        if self._within is not None:
+            lane.patience = trio.current_time() + self._within
+        while len(group) < self._n:
+            group.append(await self._parent.pull(keep=True))
+            lane.members.append(lane.in_hand())
+
+
+class _Batches(_Group[V, K]):
+    __slots__ = ()
+
+    async def _gather(self, group: list[V]) -> None:
+        lane = self._lane
+        if type(self._parent) is Stream:
+            group += lane.take_rest()
+        while self.unfinished or lane.has_more:
+            group.append(await self._parent.pull(keep=True))
+            lane.members.append(lane.in_hand())
