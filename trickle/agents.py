@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Generic, TypeAlias, cast
@@ -43,7 +43,7 @@ logger = logging.getLogger("trickle.agents")
 V = TypeVar("V")
 K = TypeVar("K", default=Any)
 
-AgentFunction: TypeAlias = Callable[[Stream[V, K]], Awaitable[None] | AsyncGenerator[Any, None]]
+AgentFunction: TypeAlias = Callable[[Stream[V, K]], Awaitable[None] | AsyncIterator[Any]]
 
 Sink: TypeAlias = "Topic[Any, Any] | Agent[Any, Any] | Callable[[Any], Any]"
 """Where yielded values go: a topic, an agent's topic, or a function called after the commit."""
