@@ -449,3 +449,26 @@ async def test_recovered_into_lmdb_and_again(tmp_path: Path) -> None:
             shard = (await manager.open(1, 0, TABLES))[counts]
             assert shard.size_committed == 1000
             assert shard.read_committed("k7") == 7
+
+
+async def test_a_manager_that_is_cancelled_while_its_store_starts_ends_it() -> None:
+    """The worker is told to stop, and then the store becomes ready.
+
+    A child that says so within a cancelled ``nursery.start`` stays there, and is waited for.
+    """
+    starting, go = trio.Event(), trio.Event()
+
+    class SlowStore(MemoryStore):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            starting.set()
+            await go.wait()
+            await super().main(task_status)
+
+    manager = TableManager(World().transport, SlowStore())
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(manager.run)
+            await starting.wait()
+            nursery.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            go.set()

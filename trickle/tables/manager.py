@@ -137,14 +137,16 @@ class TableManager(Service):
         ]
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        # The store outlives a cancellation of the manager, until the last flush is done.
-        stop = trio.CancelScope(shield=True)
+        # The store outlives a cancellation of the manager, until the last flush is done; but not
+        # while it starts: `start` would wait for a shielded child for ever.
+        stop = trio.CancelScope()
 
         async def run_store(task_status: trio.TaskStatus[Any]) -> None:
             with stop:
                 await self._store.run(task_status=task_status)
 
         await self.nursery.start(run_store, name=self._store.name)
+        stop.shield = True
         flush = True
         try:
             task_status.started()
