@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -20,6 +23,9 @@ from trickle.cli.errors import (
 )
 from trickle.exceptions import BrokerUnavailable, ConfigurationError, DecodeError, UsageError
 from trickle.utils.logs import Redactor
+
+if TYPE_CHECKING:
+    from tests.cli.program import Project
 
 
 def raised(error: BaseException) -> BaseException:
@@ -112,3 +118,26 @@ def test_a_broken_pipe_and_an_interrupt_are_seen_inside_groups() -> None:
     assert not is_broken_pipe(ExceptionGroup("g", [BrokenPipeError(32, "x"), ValueError()]))
     assert is_interrupt(BaseExceptionGroup("g", [KeyboardInterrupt()]))
     assert not is_interrupt(ValueError())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("topics > /dev/full", "standard output cannot be written: No space left on device"),
+        ("topics >&-", "standard output is closed: nothing can be printed"),
+        ("send words - <&-", "standard input is closed: VALUE is -, which takes lines from it"),
+        (
+            "tail words --no-follow",
+            "topic 'words' is not on the broker yet: create it, or set declare_topics=True",
+        ),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_told_in_a_sentence(
+    project: Project, command: str, words: str
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m trickle -A app:app {command}"],
+        cwd=project.path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode in {1, 2}
+    assert done.stderr == f"trickle: {words}\n"

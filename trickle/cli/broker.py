@@ -56,6 +56,10 @@ async def require_topic(admin: Admin, name: str, app: App) -> TopicInfo:
         TopicError: it does not exist.
     """
     found = await admin.topics([name])
+    if name not in found and name in app.topics:
+        raise TopicError(
+            f"topic {name!r} is not on the broker yet: create it, or set declare_topics=True"
+        )
     if name not in found:
         known = ", ".join(sorted(app.topics)) or "none"
         raise TopicError(

@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from trickle.exceptions import TrickleError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Output", "abandon_output", "printable", "text_of"]
+__all__ = ["Output", "abandon_output", "printable", "text_of", "writing"]
 
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
 
@@ -32,6 +36,24 @@ def printable(text: str) -> str:
 def text_of(data: bytes | None) -> str | None:
     r"""Return wire bytes as text; what is no UTF-8 is shown as ``\xff``."""
     return data.decode("utf-8", "backslashreplace") if data is not None else None
+
+
+@contextmanager
+def writing() -> Generator[None]:
+    """Tell in a sentence that standard output takes nothing; a reader that has gone is no error.
+
+    Raises:
+        TrickleError: it is closed, or its disk is full.
+    """
+    if cast("object", sys.stdout) is None:
+        raise TrickleError("standard output is closed: nothing can be printed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_output()
+        raise TrickleError(f"standard output cannot be written: {error.strerror}") from error
 
 
 class Output:
@@ -55,7 +77,8 @@ class Output:
 
     def flush(self) -> None:
         """Let the reader see what was printed."""
-        sys.stdout.flush()
+        with writing():
+            sys.stdout.flush()
 
     def text(self, text: str) -> None:
         """Print a line for a person."""
@@ -88,7 +111,8 @@ class Output:
             self._write("   ".join(cells).rstrip())
 
     def _write(self, line: str) -> None:
-        sys.stdout.write(line + "\n")
+        with writing():
+            sys.stdout.write(line + "\n")
 
 
 def _cell(value: object) -> str:

@@ -7,13 +7,13 @@ up when a name is none of trickle's, or when ``--help`` lists what there is.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from trickle.cli import errors
-from trickle.cli.output import abandon_output, printable
+from trickle.cli.output import abandon_output, printable, writing
 from trickle.cli.state import DebugOption, State, get_state
 from trickle.utils.ending import announce
 
@@ -108,7 +108,9 @@ def _run(state: State, args: list[str]) -> int:
     command = typer.main.get_command(cli)
     try:
         code = command.main(args, prog_name="trickle", standalone_mode=False, obj=state)
-        sys.stdout.flush()
+        if cast("object", sys.stdout) is not None:
+            with writing():
+                sys.stdout.flush()
     except _PARSE_ERROR as error:
         return _report_usage(error)
     except typer.Abort:

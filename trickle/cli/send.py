@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import trio
@@ -163,6 +163,8 @@ async def _values(request: _Request) -> AsyncGenerator[bytes | None, None]:
         return
     _, wire = wires(request.known)
     number = 0
+    if cast("object", sys.stdin) is None:
+        raise UsageError("standard input is closed: VALUE is -, which takes lines from it")
     async for line in _lines(sys.stdin.fileno()):
         number += 1
         text = line.decode("utf-8", "surrogateescape")
