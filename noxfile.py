@@ -79,6 +79,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Benchmarks beside the bare client on one real broker: nox -s bench -- [workload …]."""
-    _install(session, "test")
+    """Benchmarks beside the bare client and the peers: nox -s bench -- [workload …]."""
+    _install(session, "test", "bench")
     session.run("python", "-m", "benchmarks.compare", *session.posargs)

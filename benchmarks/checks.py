@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
-__all__ = ["check_counts", "check_outputs", "committed"]
+__all__ = ["check_counts", "check_outputs", "check_transactions", "committed"]
 
 READ_SECONDS_MAX = 60
 
@@ -54,6 +54,19 @@ def committed(bootstrap: str, topic: str) -> Iterator[list[Message]]:
             yield records
     finally:
         consumer.close()
+
+
+def check_transactions(bootstrap: str, topic: str) -> str:
+    """Say so where nothing in a topic is in a transaction: there would be markers between."""
+    records = sum(len(batch) for batch in committed(bootstrap, topic))
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "bench-checks"})
+    try:
+        numbers = consumer.list_topics(topic, 10).topics[topic].partitions
+        marks = [consumer.get_watermark_offsets(TopicPartition(topic, n), 10) for n in numbers]
+    finally:
+        consumer.close()
+    ends = sum(mark[1] for mark in marks)
+    return "" if ends > records else "what went out is in no transaction"
 
 
 def check_outputs(bootstrap: str, topic: str, records: int) -> str:

@@ -68,6 +68,7 @@ class Contestant(msgspec.Struct, frozen=True, kw_only=True):
         changelog: its name, from the group's and the topic's.
         value: from a changelog's value to the number in it.
         prepare: writes the changelog that is to be recovered; without it the benchmark does so.
+        exactly_once: whether it is where its workload is.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Contestant(msgspec.Struct, frozen=True, kw_only=True):
     changelog: Callable[[str, str], str] = "{0}-counts-changelog".format
     value: Callable[[bytes], int] = int
     prepare: Command | None = None
+    exactly_once: bool = True
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         how: how it is run: to the end of a topic, beside a paced producer, or to its first record.
         check: what tells whether the result is right.
         kind: what the topic holds; None where it is empty.
+        exactly_once: whether what goes out must be in transactions.
         baseline: whether the others are compared with the first contestant.
     """
 
@@ -93,6 +96,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     how: Literal["throughput", "latency", "startup"] = "throughput"
     check: Literal["counts", "outputs"] | None = None
     kind: Kind | None = "flights"
+    exactly_once: bool = False
     kafka: bool = True
     baseline: bool = True
     recovery: bool = False
@@ -120,6 +124,15 @@ def trickle(
     if interval is not None:
         more += ["--commit-interval", str(interval)]
     return lambda place: _trickle(workload, f"kafka://{place.bootstrap}", guarantee, place, more)
+
+
+def worker(place: Place) -> list[str]:
+    """Give the command of ``trickle worker``, with its web server and its log."""
+    return [
+        *("env", f"BENCH_GROUP={place.group}", f"BENCH_TOPIC={place.topic}"),
+        *(f"TRICKLE_BROKER=kafka://{place.bootstrap}", f"TRICKLE_DATA_DIR={place.directory}"),
+        *(sys.executable, "-m", "trickle", "worker", "benchmarks.worker_app:app"),
+    ]
 
 
 def embedded(workload: str) -> Command:
@@ -173,16 +186,18 @@ def quix(
         command=peer("quix", workload, guarantee, interval),
         share=0.25,
         changelog="changelog__{0}--{1}--default".format,
+        exactly_once=guarantee == "exactly_once",
         prepare=peer("quix", "count", "at_least_once", SLOWLY),
     )
 
 
-def faust(workload: str, guarantee: Guarantee, interval: float = SLOWLY) -> Contestant:
-    """Give Faust."""
+def faust(workload: str) -> Contestant:
+    """Give Faust, at-least-once."""
     return Contestant(
         name="faust",
-        command=peer("faust", workload, guarantee, interval),
-        share=0.05,
+        command=peer("faust", workload, "at_least_once", SLOWLY),
+        exactly_once=False,
+        share=0.025,
         changelog="{0}-counts-changelog".format,
         prepare=peer("faust", "count", "at_least_once", SLOWLY),
     )
@@ -202,8 +217,10 @@ def kafka_streams(
     return Contestant(
         name=name,
         command=peer("kafka-streams", workload, guarantee, interval),
+        share=0.5,
         changelog="{0}-counts-changelog".format,
         value=_long,
+        exactly_once=guarantee == "exactly_once",
         prepare=peer("kafka-streams", "count", "at_least_once", SLOWLY),
     )
 
@@ -221,7 +238,7 @@ WORKLOADS: dict[str, Workload] = {
                 name="trickle", command=trickle("stateless", "at_least_once", interval=SLOWLY)
             ),
             quix("stateless", "at_least_once"),
-            faust("stateless", "at_least_once"),
+            faust("stateless"),
             bytewax("stateless"),
             kafka_streams("stateless", "at_least_once"),
         ),
@@ -233,7 +250,7 @@ WORKLOADS: dict[str, Workload] = {
             Contestant(name="bare", command=bare("pipe")),
             Contestant(name="trickle", command=trickle("pipe", "at_least_once", interval=SLOWLY)),
             quix("pipe", "at_least_once"),
-            faust("pipe", "at_least_once"),
+            faust("pipe"),
             bytewax("pipe"),
             kafka_streams("pipe", "at_least_once"),
         ),
@@ -241,23 +258,24 @@ WORKLOADS: dict[str, Workload] = {
     "pipe-eo": Workload(
         title="pipe, exactly-once, 100 ms: thousand records a second",
         check="outputs",
+        exactly_once=True,
         contestants=(
             Contestant(name="bare", command=bare("pipe", "exactly_once")),
             Contestant(name="trickle", command=trickle("pipe")),
             quix("pipe", "exactly_once", 0.1),
-            faust("pipe", "exactly_once", 0.1),
             kafka_streams("pipe", "exactly_once", 0.1),
         ),
     ),
     "count": Workload(
         title="count per key, changelog, exactly-once, 100 ms: thousand records a second",
         check="counts",
+        exactly_once=True,
         contestants=(
             Contestant(name="bare", command=bare("count")),
             Contestant(name="trickle", command=trickle("count")),
             quix("count", "exactly_once", 0.1),
             quix("count", "at_least_once", 5.0, name="quix-defaults"),
-            faust("count", "at_least_once"),
+            faust("count"),
             kafka_streams("count", "exactly_once", 0.1),
             kafka_streams("count", "at_least_once", 5.0, name="kafka-streams-defaults"),
         ),
@@ -266,11 +284,12 @@ WORKLOADS: dict[str, Workload] = {
         title="a new key each event, exactly-once, 100 ms: thousand records a second",
         check="counts",
         kind="fresh",
+        exactly_once=True,
         contestants=(
             Contestant(name="bare", command=bare("count")),
             Contestant(name="trickle", command=trickle("count")),
             quix("count", "exactly_once", 0.1),
-            faust("count", "at_least_once"),
+            faust("count"),
             kafka_streams("count", "exactly_once", 0.1),
         ),
     ),
@@ -282,7 +301,7 @@ WORKLOADS: dict[str, Workload] = {
             Contestant(name="bare", command=bare("recovery")),
             Contestant(name="trickle", command=trickle("recovery")),
             quix("recovery", "at_least_once"),
-            faust("recovery", "at_least_once"),
+            faust("recovery"),
             kafka_streams("recovery", "at_least_once"),
         ),
     ),
@@ -296,7 +315,7 @@ WORKLOADS: dict[str, Workload] = {
                 name="trickle", command=trickle("latency", "at_least_once", client=NO_LINGER)
             ),
             quix("latency", "at_least_once"),
-            faust("latency", "at_least_once"),
+            faust("latency"),
             bytewax("latency"),
             kafka_streams("latency", "at_least_once"),
         ),
@@ -309,7 +328,6 @@ WORKLOADS: dict[str, Workload] = {
             Contestant(name="bare", command=bare("latency", "exactly_once")),
             Contestant(name="trickle", command=trickle("latency", client=NO_LINGER)),
             quix("latency", "exactly_once", 0.1),
-            faust("latency", "exactly_once", 0.1),
             kafka_streams("latency", "exactly_once", 0.1),
         ),
     ),
@@ -319,8 +337,9 @@ WORKLOADS: dict[str, Workload] = {
         contestants=(
             Contestant(name="bare", command=bare("startup")),
             Contestant(name="trickle", command=trickle("startup")),
+            Contestant(name="trickle-worker", command=worker),
             quix("startup", "at_least_once"),
-            faust("startup", "at_least_once"),
+            faust("startup"),
             bytewax("startup"),
             kafka_streams("startup", "at_least_once"),
         ),

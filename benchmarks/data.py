@@ -94,7 +94,8 @@ def topic_of(kind: Kind, records: int) -> str:
 
 def declare(bootstrap: str, name: str, **config: str) -> None:
     """Create a topic."""
-    admin: Any = AdminClient({"bootstrap.servers": bootstrap})  # its futures are not typed
+    # Its futures are not typed; and it would log that it was closed.
+    admin: Any = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     topic = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config=config)
     admin.create_topics([topic])[name].result(30)
 

@@ -7,12 +7,13 @@ so that another version makes another one.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["REQUIREMENTS", "java_classes", "python_of", "versions"]
+__all__ = ["REQUIREMENTS", "java_classes", "peer_versions", "python_of"]
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / ".nox"
@@ -58,9 +59,13 @@ def java_classes() -> str:
     return f"{home / 'classes'}:{home / 'jars'}/*"
 
 
-def versions() -> dict[str, str]:
-    """Return what the peers are installed from."""
-    return {name: ", ".join(wanted) for name, wanted in REQUIREMENTS.items()}
+def peer_versions() -> dict[str, str]:
+    """Return which releases of the peers take part."""
+    names = [wanted[0].split("==") for wanted in REQUIREMENTS.values()]
+    found = {re.sub(r"\[.*", "", name): number for name, number in names}
+    pom = (STREAMS / "pom.xml").read_text()
+    (streams,) = re.findall(r"<artifactId>kafka-streams</artifactId>\s*<version>(\d\S+)</", pom)
+    return {**found, "kafka-streams": streams}
 
 
 def _do(*command: str) -> None:

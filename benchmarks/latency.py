@@ -24,8 +24,8 @@ from benchmarks.data import PARTITIONS, Flight, make_flight
 __all__ = ["measure_latency"]
 
 PER_SECOND = 1_000
-EVENTS = 10_000
-WARM_UP = 2_000
+EVENTS = 6_000
+WARM_UP = 1_000
 READY_SECONDS_MAX = 60
 OUTPUT_SECONDS_MAX = 30
 PROBE = -1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from benchmarks.contestants import WORKLOADS
 from benchmarks.parts import compare, measure
+from benchmarks.publish import PAGE, RESULTS, written
 from benchmarks.workbench import PARTS
 
 
@@ -36,3 +38,10 @@ def test_the_bare_client_stands_first_wherever_there_is_a_baseline() -> None:
     for work in WORKLOADS.values():
         names = [one.name for one in work.contestants]
         assert len(set(names)) == len(names)
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    page = PAGE.read_text()
+    kept = json.loads(RESULTS.read_text())
+    assert set(kept["results"]) == set(WORKLOADS)
+    assert written(page, kept) == page
