@@ -154,7 +154,6 @@ class Shard(Generic[K, V]):
         self._close_events()
         self.position: Position | None = self.data.position
         self.size = self.size_committed = self._size_committing = self.data.count()
-        self._size_before = self.size
 
     # What a key's cell is, for whom
 
@@ -172,9 +171,7 @@ class Shard(Generic[K, V]):
 
     def committed_cell(self, mark: Any) -> Any:
         """Return the cell of a key at the last commit."""
-        cell = self.unstored.get(mark, MISSING)
-        if cell is MISSING:
-            cell = self.storing.get(mark, MISSING)
+        cell = self._committed_layered(mark)
         return self._stored_cell(mark) if cell is MISSING else cell
 
     def _load(self, mark: Any) -> Any:
@@ -194,6 +191,10 @@ class Shard(Generic[K, V]):
             return self.dirty[mark]
         if mark in self.committing:
             return self.committing[mark]
+        return self._committed_layered(mark)
+
+    def _committed_layered(self, mark: Any) -> Any:
+        """Return the committed cell of a key that the store may lack."""
         if mark in self.unstored:
             return self.unstored[mark]
         return self.storing.get(mark, MISSING)
@@ -206,11 +207,13 @@ class Shard(Generic[K, V]):
         young[mark] = cell
         self._young_bytes += _cell_bytes(mark, cell)
         if len(young) > self._generation_entries or self._young_bytes > self.limits.bytes // 2:
-            self.old = young
-            self.young = {}
-            self._young_bytes = 0
-            if self.plain and self.exact is not None:
-                self.hot = self.young
+            self._rotate()
+
+    def _rotate(self) -> None:
+        self.old, self.young = self.young, {}
+        self._young_bytes = 0
+        if self.plain and self.exact is not None:
+            self.hot = self.young
 
     # The event in hand, where cells are values
 
@@ -273,8 +276,13 @@ class Shard(Generic[K, V]):
     def _put_cell(self, mark: Any, cell: Any) -> None:
         before = self.cell(mark)
         self.size += (cell is not ABSENT) - (before is not ABSENT)
-        self._pinned_bytes += _cell_bytes(mark, cell) - _ENTRY_BYTES
+        size = _cell_bytes(mark, cell)
+        self._pinned_bytes += size - _ENTRY_BYTES
         self.event[mark] = self.young[mark] = cell
+        if self.number is None:  # else all weigh the same
+            self._young_bytes += size - _cell_bytes(mark, before)
+            if self._young_bytes > self.limits.bytes // 2:
+                self._rotate()
 
     def settle(self) -> None:
         """The event is done: its changes join the next commit."""
@@ -378,25 +386,23 @@ class Shard(Generic[K, V]):
         loans = None if turn is None else self.loans.get(turn)
         borrowed = set[Any]() if loans is None else set(loans.marks)
         ours = borrowed | self._layered_marks(turn)
+        layered = self._committed_layered if turn is None else self._layered
+        storing = self.storing
         for mark, data in in_order(self.data, self.keys, ours):
             if loans is not None and mark in borrowed:
                 there = loans.present(mark)
-            elif turn is None:
-                there = self._present(self.unstored, self.storing, mark, data)
             else:
                 cell = self.event.get(mark, MISSING) if self.turn is turn else MISSING
                 if cell is MISSING:
-                    cell = self._layered(mark)
-                there = data is not None if cell is MISSING else cell is not ABSENT
+                    cell = layered(mark)
+                if cell is not MISSING:
+                    there = cell is not ABSENT
+                elif self.storing is storing:
+                    there = data is not None
+                else:  # stored meanwhile: what was scanned may be older
+                    there = self.data.get(self.keys.encode(mark)) is not None
             if there:
                 yield mark
-
-    @staticmethod
-    def _present(first: dict[Any, Any], second: dict[Any, Any], mark: Any, data: Any) -> bool:
-        cell = first.get(mark, MISSING)
-        if cell is MISSING:
-            cell = second.get(mark, MISSING)
-        return data is not None if cell is MISSING else cell is not ABSENT
 
     def _layered_marks(self, turn: Turn | None) -> set[Any]:
         layers: list[Iterable[Any]] = [self.unstored, self.storing]
@@ -427,6 +433,8 @@ class Shard(Generic[K, V]):
         Args:
             offset: the changelog's position behind the records of this commit.
         """
+        if not self.committing:  # reverted meanwhile: the store is to learn of it by recovery
+            return
         self.unstored.update(self.committing)
         self.committing = {}
         self.size_committed = self._size_committing
@@ -483,9 +491,7 @@ class Shard(Generic[K, V]):
 
 
 def _cell_bytes(mark: Any, cell: Any) -> int:
-    size = _ENTRY_BYTES
-    if isinstance(mark, (bytes, str)):
-        size += len(mark)
+    size = len(mark) if isinstance(mark, (bytes, str)) else 0
     if isinstance(cell, (bytes, str)):
         size += len(cell)
-    return size
+    return size + _ENTRY_BYTES

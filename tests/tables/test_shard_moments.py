@@ -1,0 +1,76 @@
+"""What may happen to a shard in between: stores, the end of a generation, values that grow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.tables.helpers import CacheLimits, Lane, make_shard, make_table, store
+from trickle.stores.memory import MemoryTable
+from trickle.tables import Shard, Table
+
+
+def lane_and_shard(table: Table[Any, Any], **options: Any) -> tuple[Lane, Shard[Any, Any]]:
+    shard = make_shard(table, **options)
+    return Lane("agent", 0, {table: shard}), shard
+
+
+def test_the_cache_weighs_what_is_written() -> None:
+    """A value that grows, or takes the place of none, counts against the cache's bytes."""
+    table = make_table(str, str)
+    data = MemoryTable()
+    lane, shard = lane_and_shard(
+        table, data=data, limits=CacheLimits(entries=1 << 20, bytes=1 << 20)
+    )
+    for n in range(100):
+        lane.within(table.__setitem__, f"k{n}", "x" * 50_000)
+        lane.settle()
+        shard.snapshot()
+        shard.committed(n)
+        store(shard, data)
+    cached = [*shard.young.values(), *shard.old.values()]
+    assert sum(len(cell) for cell in cached if isinstance(cell, str)) < 2 << 20
+    assert lane.within(table.__getitem__, "k0") == "x" * 50_000
+
+
+@pytest.mark.parametrize("value", [int, list[int]])
+def test_what_is_stored_while_an_iteration_goes_on(value: Any) -> None:
+    """Keys that are there all the time are seen, those that are gone from the beginning are not."""
+    table = make_table(str, value)
+    data = MemoryTable()
+    lane, shard = lane_and_shard(table, data=data)
+    content: Any = 1 if value is int else [1]
+
+    def commit(offset: int) -> None:
+        lane.settle()
+        shard.snapshot()
+        shard.committed(offset)
+
+    for key in "ace":
+        lane.within(table.__setitem__, key, content)
+    commit(1)
+    store(shard, data)
+    lane.within(table.__setitem__, "b", content)
+    lane.within(table.__delitem__, "c")
+    commit(2)
+    inside, outside = lane.within(iter, table), shard.marks(None)
+    seen: tuple[list[str], list[str]] = ([lane.within(next, inside)], [next(outside)])
+    store(shard, data)
+    seen[0].extend(lane.within(tuple[str, ...], inside))
+    seen[1].extend(outside)
+    assert seen == (["a", "b", "e"], ["a", "b", "e"])
+
+
+def test_a_commit_that_ends_after_its_generation_moves_nothing() -> None:
+    """The store lacks its changes, so the position must stay: recovery reads them from there."""
+    table = make_table(str, int)
+    lane, shard = lane_and_shard(table)
+    lane.within(table.__setitem__, "a", 1)
+    lane.settle()
+    shard.snapshot()
+    before = shard.position
+    shard.revert()
+    shard.committed(7)
+    assert shard.position == before
+    assert shard.size_committed == 0
