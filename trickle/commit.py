@@ -462,9 +462,10 @@ class Committer(Service):
         self.broken = None
         self.crowded = self._limit == 1
         self._urgent, self._since = False, math.inf
+        ticks = self._ticks + self._later
+        self._ticks, self._later = [], []
         self._pass_on()
-        if self._ticks:
-            ticks, self._ticks = self._ticks, []
+        if ticks:
             self.tick(ticks)
 
     def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:

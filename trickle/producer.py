@@ -72,6 +72,8 @@ class Producer(Service):
         self._plain: ProducerClient | None = None
         self._replace = trio.Event()
         self._replaced = trio.Event()
+        self._begun = False  # the open transaction may hold something
+        self._spoiled = False  # what it holds has not happened
         self._holding = False
         self._fresh: list[Effect] = []  # settled, and not weighed yet
         self._settled: deque[Effect] = deque()  # settled before the snapshot: this transaction's
@@ -98,6 +100,7 @@ class Producer(Service):
         try:
             async with self._transport.producer(self._options) as client:
                 self._effects = client
+                self._begun = self._spoiled = False
                 task_status.started()
                 await self._replace.wait()
         finally:
@@ -116,7 +119,7 @@ class Producer(Service):
         await self.nursery.start(self._keep_effects, name="client for effects")
 
     async def ensure_ready(self) -> None:
-        """Bring the client for effects back, where a commit left it without a transaction.
+        """Bring the client for effects back, where a commit left it without a clean transaction.
 
         Raises:
             BrokerUnavailable: no answer in time; it may be tried again.
@@ -124,8 +127,14 @@ class Producer(Service):
         client = self._effects
         if client is None:
             await self.renew()
-        elif not client.ready:
-            await client.abort()
+        elif self._spoiled or not client.ready:
+            await self._abort(client)
+
+    async def _abort(self, client: ProducerClient) -> None:
+        self._begun = False
+        await client.abort()
+        self._spoiled = False
+        self._published.set()  # what ticks have sent meanwhile
 
     async def _flush_plain(self, plain: ProducerClient) -> None:
         """See to it that what was sent without a wait is delivered, or fails aloud."""
@@ -166,7 +175,8 @@ class Producer(Service):
     def _produce(self) -> None:
         """Hand a portion of what has settled to the client."""
         client, settled = self._effects, self._settled
-        if settled and client is not None and client.ready:
+        if settled and client is not None and client.ready and not self._spoiled:
+            self._begun = True
             try:
                 client.produce_all(settled, PORTION)
             except RecordRefused as error:
@@ -216,6 +226,9 @@ class Producer(Service):
         client = self._effects
         if client is None or not client.ready:
             raise CommitFailed("the producer is not open: it waits for the broker")
+        if self._spoiled:
+            await self._abort(client)
+        self._begun = True
         await self._produce_rest(client)
         for topic, partition, pairs in changelog:
             if self.refused is not None:
@@ -230,8 +243,9 @@ class Producer(Service):
         fail_point("commit-produced")
         if self.refused is not None:
             refused, self.refused = self.refused, None
-            await client.abort()
+            await self._abort(client)
             raise CommitFailed(str(refused), refused=refused)
+        self._begun = False
         ends = await client.commit(offsets, member)
         for topic, count in self._committing.items():
             self._sensor.records_out(topic, count)
@@ -269,6 +283,9 @@ class Producer(Service):
 
     def reset(self) -> None:
         """The generation ended: what was published since the last commit has not happened."""
+        # A commit that was cut short, by a client's queue that stays full, leaves its part there.
+        unclean = self._spoiled or self._begun
+        self._spoiled = unclean and self._options.transactional_id is not None
         self._fresh.clear()
         self._settled.clear()
         self._next.clear()
