@@ -339,7 +339,7 @@ class Lane(Turn):
         self.base, self.size, self.counted = 0, 0, 0
         self.chunk = self.values = _NOTHING
         self.hand = False
-        self.shards = {}
+        self.own = {}
         self._taken(self.inbox_bytes)
         self.inbox.clear()
         self.inbox_bytes = 0
