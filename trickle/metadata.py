@@ -17,7 +17,8 @@ def pack_headers(headers: HeadersInput) -> Headers:
     """Return headers as they travel: names with bytes or null.
 
     Raises:
-        EncodeError: a header's name is no text, or its value neither text nor bytes.
+        EncodeError: a header's name is no text, or its value neither text nor bytes; or it is text
+            that UTF-8 cannot hold, by whose name Kafka's client would crash.
     """
     given: Any = headers.items() if isinstance(headers, Mapping) else headers
     pairs = cast("Iterable[Any]", given if isinstance(given, Iterable) else [given])
@@ -28,7 +29,12 @@ def pack_headers(headers: HeadersInput) -> Headers:
                 f"headers are a mapping, or pairs of a name and a value: got {pair!r}"
             )
         name, data = cast("Sequence[Any]", pair)
-        wire = data.encode() if isinstance(data, str) else data
+        try:
+            wire = data.encode() if isinstance(data, str) else data
+            if isinstance(name, str) and not name.isascii():
+                name.encode()
+        except UnicodeEncodeError as error:
+            raise EncodeError(f"header {name!r}: {data!r} is no text of UTF-8") from error
         if not isinstance(name, str) or not (wire is None or isinstance(wire, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise EncodeError(
                 f"a header is a name with text, bytes or None: got {name!r}: {data!r}"

@@ -231,6 +231,9 @@ WRONG_SENDS: list[tuple[dict[str, Any], str]] = [
     ({"headers": [("a",)]}, "headers are a mapping, or pairs of a name and a value: got ('a',)"),
     ({"headers": "xy"}, "headers are a mapping, or pairs of a name and a value: got 'x'"),
     ({"headers": 5}, "headers are a mapping, or pairs of a name and a value: got 5"),
+    # Kafka's client would end the process by such a name.
+    ({"headers": {"\ud800": b""}}, "header '\\ud800': b'' is no text of UTF-8"),
+    ({"headers": {"a": "\ud800"}}, "header 'a': '\\ud800' is no text of UTF-8"),
     ({"partition": "x"}, "topic 'source': partition='x' is not a whole number, 0 or more"),
     ({"partition": True}, "topic 'source': partition=True is not a whole number, 0 or more"),
 ]
