@@ -265,8 +265,17 @@ class Committer(Service):
         self._busy.discard(lane)
         if self._holder is lane:
             self._pass_on()
-        if not self._busy and self._since != math.inf:
+        if not self._busy and self._since != math.inf and self._is_waited_for:
             self._pend(urgent=True)
+
+    @property
+    def _is_waited_for(self) -> bool:
+        """Whether a commit makes something visible, or sets something off.
+
+        Without transactions outputs are visible as they are delivered, and a commit of offsets
+        takes the consumer's thread a few milliseconds, in which nothing is fetched: it can wait.
+        """
+        return self._transactional or bool(self._after)
 
     def forget(self, lane: Lane) -> None:
         """The lane has ended."""
