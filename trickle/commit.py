@@ -270,11 +270,7 @@ class Committer(Service):
 
     @property
     def _is_waited_for(self) -> bool:
-        """Whether a commit makes something visible, or sets something off.
-
-        Without transactions outputs are visible as they are delivered, and a commit of offsets
-        takes the consumer's thread a few milliseconds, in which nothing is fetched: it can wait.
-        """
+        """Whether a commit shows something, or sets something off: offsets alone can wait."""
         return self._transactional or bool(self._after)
 
     def forget(self, lane: Lane) -> None:
@@ -332,6 +328,11 @@ class Committer(Service):
             if self.broken is not None:
                 raise self.broken
             await self._commit(releasing)
+
+    async def quiet(self) -> None:
+        """Wait until no commit is under way."""
+        async with self._lock:
+            pass
 
     async def _commit(self, releasing: frozenset[TopicPartition]) -> None:
         started = trio.current_time()

@@ -344,6 +344,8 @@ class Conductor(Service):
         try:
             if clean:
                 await self._committer.commit(releasing=partitions)
+            else:  # one that is under way comes to its end before anything below it is replaced
+                await self._committer.quiet()
         except CommitFailed as error:
             release_frames(error)
             failure = error
