@@ -19,11 +19,6 @@ only looks at it again when half was taken: each look costs a wait for the inter
 Trio's thread holds then, so fewer and larger ones are better. After a second of that it pauses all
 partitions and polls on, so that the group never takes a slow worker for a dead one. Pausing drops
 what the client has prefetched, which is why it comes late.
-
-**Resuming.** A partition that the client resumes while it fetches nothing else stands still for up
-to a second more, until the thread of its broker looks at it again (measured: 1.005 s, and 0.006 s
-after an assignment). So what has not been fetched since it was assigned, or is to begin where
-nothing runs, is assigned anew, with the others where they stand.
 """
 
 from __future__ import annotations
@@ -153,8 +148,6 @@ class Owner:
         self._epoch = Epoch()
         self._positions: dict[TopicPartition, int] = {}
         self._held: set[TopicPartition] = set()
-        self._unbegun: set[TopicPartition] = set()  # held since they were assigned
-        self._place_anew = False
         self._placed: set[TopicPartition] = set()  # what the client itself has assigned
         self._choked = False
         self._full_since: float | None = None
@@ -197,7 +190,6 @@ class Owner:
             return
         self._positions = {tp: at for tp, at in positions.items() if tp in self.owned}
         self._held = set(paused) & self._positions.keys()
-        self._unbegun = set(self._held)
         self._place(epoch)
 
     def pause(self, partitions: frozenset[TopicPartition]) -> None:
@@ -209,15 +201,10 @@ class Owner:
 
     def resume(self, partitions: frozenset[TopicPartition]) -> None:
         """Fetch these again."""
-        running = self._positions.keys() - self._held
         held = partitions & self._held
         self._held -= held
-        if not held or self._choked:
-            return
-        if running and not held & self._unbegun:
+        if held and not self._choked:
             self.consumer.resume(_bare(held))
-        else:  # in the next round: more may be resumed until then
-            self._place_anew = True
 
     def commit(self, offsets: list[Partition]) -> None:
         """Commit offsets and wait for the answer; raises KafkaException."""
@@ -248,8 +235,6 @@ class Owner:
             return
         if not self._has_room():
             return
-        if self._place_anew:
-            self._place(self._epoch)
         epoch = self._epoch
         # Where the last round took as much as it could there is more, most likely: no poll first.
         messages = self.consumer.consume(_CONSUME_MAX, 0) if self._more else []
@@ -296,8 +281,6 @@ class Owner:
         return records
 
     def _hand_over(self, entry: Entry) -> None:
-        for batch in entry.batches:
-            self._positions[TopicPartition(batch.topic, batch.partition)] = batch.next_offset
         self.outbox.append(entry)
         if not self.rung:
             self.rung = True
@@ -309,7 +292,7 @@ class Owner:
         if self.has_half(epoch):
             if self._choked:
                 self._choked = False
-                self._place_anew = True
+                self._resume_unheld()
             self._full_since = None
             return True
         if self._choked:
@@ -359,8 +342,6 @@ class Owner:
         else:
             self.consumer.assign(placed)
         self._epoch = epoch
-        self._place_anew = False
-        self._unbegun &= self._held
         # What an earlier assignment had paused may be remembered by the client.
         self._resume_unheld()
         silent = self._positions.keys() if self._choked else self._held
@@ -444,8 +425,6 @@ class Owner:
         self._epoch = Epoch()  # nobody's: what may yet be in hand is of no use
         self._positions = {}
         self._held.clear()
-        self._unbegun.clear()
-        self._place_anew = False
         self._choked = False
         self._full_since = None
         notice = Notice(kind, self.generation, partitions)
