@@ -193,12 +193,12 @@ class Table(MutableMapping[K, V]):
         if turn is not None:
             shard = turn.shards.get(self)
             if shard is not None:
-                if shard.turn is turn or shard.turn is None:
+                if shard.turn is None or shard.turn is turn:
                     try:
-                        value = shard.hot.get(key, MISSING)
+                        value = shard.hot.get(key)  # None is no cell: it would remove the key
                     except TypeError:  # an unhashable key
-                        value = MISSING
-                    if value is not MISSING and value is not ABSENT:
+                        value = None
+                    if value is not None and value is not ABSENT:
                         return value
                 value = shard.read(turn, key)
                 return self._default(turn, shard, key) if value is ABSENT else value
