@@ -32,6 +32,7 @@ ROOMS: list[str] = [
     "transport",
     "ledger",
     "positions",
+    "namesakes",
     "topics",
     "policies",
     "stores",

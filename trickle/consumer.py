@@ -21,6 +21,7 @@ from trickle.exceptions import (
     TransportError,
 )
 from trickle.ledger import Ranges
+from trickle.namesakes import Namesakes
 from trickle.positions import Positions, read_positions
 from trickle.sensors import Sensor
 from trickle.service import Service
@@ -56,6 +57,7 @@ class Consumer(Service):
         out_of_range: what to do about a committed offset that the topic does not hold.
         sensor: told of the lag.
         topics: what is consumed, as it was at the start.
+        program: what this program is among those of its app's id.
         owned: topics of trickle's own, whose records nobody needs once they are committed.
     """
 
@@ -72,6 +74,7 @@ class Consumer(Service):
         out_of_range: str,
         sensor: Sensor,
         topics: Mapping[str, TopicInfo],
+        program: str = "",
         owned: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
@@ -83,6 +86,7 @@ class Consumer(Service):
         self._out_of_range = out_of_range
         self._sensor = sensor
         self._topics = topics
+        self._program = program
         self._owned = owned
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
@@ -114,9 +118,12 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
+            counts = {name: self._topics[name].partitions for name in self._options.topics}
+            namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
             while True:
                 await trio.sleep(LAG_INTERVAL_S)
                 try:
+                    await namesakes.look(self._committed)
                     await self._check_topics()
                     await self._measure_lag()
                     await self._purge()
@@ -241,7 +248,9 @@ class Consumer(Service):
                     f"holds, {low} to {high}",
                     Watermarks(low, high),
                 )
-            self._committed[partition] = structs.replace(positions, topic_id=topic_id)
+            self._committed[partition] = structs.replace(
+                positions, topic_id=topic_id, program=self._program
+            )
         return {partition: self._committed[partition] for partition in partitions}
 
     def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> dict[TopicPartition, str]:

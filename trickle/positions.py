@@ -8,12 +8,12 @@ the partition as released: whoever is assigned an unreleased partition fences th
 It names the topic's identity as well, for a topic that was deleted and created again has other
 records at the same offsets.
 
-The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "a": {agent:
-position}, "l": {agent: ranges}}``, with only those agents in it whose position lies above the
-committed offset. An agent that is not named is at the committed offset; so is a new one. One that
-this program does not know is carried on while its position lies above the offset, and holds nothing
-back. The ranges are those that an agent with concurrency has settled beyond its position, as
-:mod:`trickle.ledger` writes them.
+The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "a":
+{agent: position}, "l": {agent: ranges}}``, with only those agents in it whose position lies above
+the committed offset. An agent that is not named is at the committed offset; so is a new one. One
+that this program does not know is carried on while its position lies above the offset, and holds
+nothing back. The ranges are those that an agent with concurrency has settled beyond its position,
+as :mod:`trickle.ledger` writes them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     c: str = ""
     r: int = 0
     t: str = ""
+    p: str = ""
     a: dict[str, int] = {}
     l: dict[str, str] = {}  # noqa: E741 - each byte counts
 
@@ -52,6 +53,7 @@ class Positions(msgspec.Struct, frozen=True):
         committer: the transactional id of the last commit; empty where there was none.
         released: the partition was given back cleanly.
         topic_id: the identity of the topic that the offsets mean; empty where it is not known.
+        program: what committed them, see :mod:`trickle.namesakes`.
         beyond: what agents have settled beyond their positions.
     """
 
@@ -60,6 +62,7 @@ class Positions(msgspec.Struct, frozen=True):
     committer: str = ""
     released: bool = False
     topic_id: str = ""
+    program: str = ""
     beyond: Mapping[str, Ranges] = {}
 
     def of(self, agent: str) -> int:
@@ -94,7 +97,7 @@ class Positions(msgspec.Struct, frozen=True):
             if ledger.ranges:
                 ranges[name] = ledger.ranges
         agents = {name: position for name, position in agents.items() if position > lowest}
-        return Positions(lowest, agents, committer, released, self.topic_id, ranges)
+        return Positions(lowest, agents, committer, released, self.topic_id, self.program, ranges)
 
     def room(self, agents: Iterable[str], sharing: Collection[str], committer: str) -> int:
         """Return how many characters one agent's ranges may have in the metadata.
@@ -108,12 +111,15 @@ class Positions(msgspec.Struct, frozen=True):
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in carried.items()}
         texts.update(dict.fromkeys(sharing, ""))
         ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
-        full = Positions(0, ends, committer, released=True, topic_id=self.topic_id)
+        full = Positions(0, ends, committer, True, self.topic_id, self.program)
         return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
 
     def _wire(self, texts: dict[str, str]) -> _Wire:
         """Return the metadata as it is to be encoded."""
-        return _Wire(self.committer, int(self.released), self.topic_id, dict(self.agents), texts)
+        released = int(self.released)
+        return _Wire(
+            self.committer, released, self.topic_id, self.program, dict(self.agents), texts
+        )
 
     def write(self) -> CommittedOffset:
         """Return what is committed."""
@@ -135,4 +141,4 @@ def read_positions(committed: CommittedOffset) -> Positions:
         }
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
-    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, beyond)
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond)

@@ -44,6 +44,7 @@ from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
 from trickle.inboxes import Inboxes
 from trickle.inside import inside
+from trickle.namesakes import program_of
 from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics
@@ -360,6 +361,7 @@ class Run(Service):
             out_of_range=settings.out_of_range,
             sensor=self._sensor,
             topics=topology.topics,
+            program=program_of({a.name: [t.name for t in a.topics] for a in agents}),
             owned=frozenset(
                 repartition.target.name
                 for agent in agents

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.faults.cluster import Cluster
@@ -153,27 +154,29 @@ def _most_memory(drive: Drive) -> int:
     return max(samples, default=0) >> 20
 
 
-def _memory_at(drive: Drive, seconds: float) -> float | None:
-    """Return the first worker's resident memory in MB: a mean over ten seconds of its life."""
-    rss = drive.slots[0].rss_bytes
-    around = [size for second, size in rss.items() if abs(second - seconds) <= 5]
+def _memory_at(samples: Mapping[int, int], seconds: float) -> float | None:
+    """Return memory in MB: a mean over ten seconds of a worker's life."""
+    around = [size for second, size in samples.items() if abs(second - seconds) <= 5]
     return sum(around) / len(around) / (1 << 20) if around else None
 
 
 def _first_worker_s_memory(drive: Drive) -> list[tuple[str, object]]:
-    last = max(drive.slots[0].rss_bytes, default=0) / 60
+    slot = drive.slots[0]
+    last = max(slot.rss_bytes, default=0) / 60
     minutes = [float(minute) for minute in (1, 2, 5, 10, 15, 20, 25) if minute < last]
     return [
-        (f"  first worker, MB, {minute:.3g} min", round(memory, 1))
+        (f"  first worker, MB, {minute:.3g} min", f"{own:.1f}, and {mapped:.1f} of files")
         for minute in [*minutes, last]
-        if (memory := _memory_at(drive, 60 * minute)) is not None
+        if (own := _memory_at(slot.rss_bytes, 60 * minute)) is not None
+        and (mapped := _memory_at(slot.mapped_bytes, 60 * minute)) is not None
     ]
 
 
 def _leak(drive: Drive) -> list[Finding]:
     """Compare the memory of a worker that was spared after five minutes with that at its end."""
-    last = max(drive.slots[0].rss_bytes, default=0)
-    early, late = _memory_at(drive, 300), _memory_at(drive, last)
+    samples = drive.slots[0].rss_bytes
+    last = max(samples, default=0)
+    early, late = _memory_at(samples, 300), _memory_at(samples, last)
     if last < 600 or early is None or late is None or late <= 1.1 * early:
         return []
     text = f"the first worker held {early:.1f} MB after 5 minutes, and {late:.1f} after"

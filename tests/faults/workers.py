@@ -42,7 +42,9 @@ class Slot:
         limited: the running process may not write large files.
         starts: how many processes there have been.
         told_twice: to end, so that it may cancel what it would have drained.
-        rss_bytes: resident memory, by seconds of uptime.
+        rss_bytes: resident memory of its own, by seconds of uptime.
+        mapped_bytes: what of the files that it maps is in memory: the stores' pages, which the
+            kernel takes back when it needs them, and libraries.
     """
 
     def __init__(self, number: int, data: Path, environment: Mapping[str, str], log: Path) -> None:
@@ -59,6 +61,7 @@ class Slot:
         self.told_at = 0.0
         self.told_twice = False
         self.rss_bytes: dict[int, int] = {}
+        self.mapped_bytes: dict[int, int] = {}
         self._environment = environment
         self._log = log
         self._aside = log.with_suffix(".aside")
@@ -93,6 +96,7 @@ class Slot:
         self.restart_at = None
         self.told_twice = False
         self.rss_bytes = {}
+        self.mapped_bytes = {}
         self.state = "running"
 
     def send(self, number: signal.Signals) -> None:
@@ -172,5 +176,7 @@ class Slot:
         if process is None or self.state != "running":
             return
         with contextlib.suppress(OSError, ValueError, IndexError):
-            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-            self.rss_bytes[int(time.monotonic() - self.started_at)] = pages * _PAGE_BYTES
+            resident, shared = Path(f"/proc/{process.pid}/statm").read_text().split()[1:3]
+            at = int(time.monotonic() - self.started_at)
+            self.rss_bytes[at] = (int(resident) - int(shared)) * _PAGE_BYTES
+            self.mapped_bytes[at] = int(shared) * _PAGE_BYTES

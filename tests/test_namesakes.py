@@ -1,0 +1,102 @@
+"""Two programs with one app id are told of; one program on several workers is not."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from trio.testing import MockClock
+
+import trickle
+from trickle import testing
+from trickle.namesakes import program_of
+from trickle.run import Surroundings, open_run
+from trickle.stores.memory import MemoryDisk, MemoryStore
+from trickle.testing.simulation import Simulation
+
+
+def make_app(agent: str, topic: str = "numbers") -> tuple[trickle.App, trickle.Topic[int, str]]:
+    app = trickle.App("shared")
+    source = app.topic(topic, key=str, value=int, partitions=3)
+
+    @app.agent(source, name=agent)
+    async def handle(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    del handle
+    return app, source
+
+
+def surroundings(t: Simulation, name: str) -> Surroundings:
+    return Surroundings(transport=t.transport, store=lambda: MemoryStore(MemoryDisk()), name=name)
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+async def run_beside(
+    t: Simulation, other: trickle.App, source: trickle.Topic[int, str], rounds: int = 3
+) -> None:
+    resolved = other.resolve(broker="memory://testing", store="memory://", web=False)
+    async with open_run(other.definitions(), resolved, surroundings=surroundings(t, "other")):
+        for round_ in range(rounds):
+            for partition in range(3):
+                await t.send(source, round_, key="k", partition=partition)
+            await t.advance(10.5)
+
+
+async def test_another_program_that_reads_the_same_topic_is_told_of(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, source = make_app("one")
+    other, _ = make_app("two")
+    async with testing.run(app) as t:
+        await run_beside(t, other, source)
+    told = complaints(caplog)
+    assert len(told) == 2, told  # each of the two programs says it once
+    assert all("app id 'shared'" in text and "topic 'numbers'" in text for text in told)
+
+
+async def test_another_program_that_reads_another_topic_is_told_of(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, source = make_app("one")
+    other, _ = make_app("two", topic="letters")
+    async with testing.run(app) as t:
+        await run_beside(t, other, source)
+    told = complaints(caplog)
+    assert len(told) == 2, told
+    assert any("'letters'" in text for text in told)
+
+
+async def test_workers_of_one_program_are_not_told_of(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, source = make_app("one")
+    other, _ = make_app("one")
+    async with testing.run(app) as t:
+        await run_beside(t, other, source)
+    assert complaints(caplog) == []
+
+
+async def test_what_an_earlier_program_has_left_is_no_sign(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, source = make_app("one")
+    other, _ = make_app("two")
+    async with testing.run(app, workers=2) as t:
+        resolved = other.resolve(broker="memory://testing", store="memory://", web=False)
+        async with open_run(other.definitions(), resolved, surroundings=surroundings(t, "other")):
+            for partition in range(3):
+                await t.send(source, 1, key="k", partition=partition)
+            await t.advance(5)
+        await t.advance(35)
+    assert complaints(caplog) == []
+
+
+def test_a_program_is_its_agents_and_what_they_read() -> None:
+    assert program_of({"a": ["x", "y"], "b": []}) == program_of({"b": [], "a": ["y", "x"]})
+    different = [{"a": ["x"]}, {"a": ["y"]}, {"b": ["x"]}, {"a": ["x", "y"]}, {}]
+    assert len({program_of(agents) for agents in different}) == len(different)
