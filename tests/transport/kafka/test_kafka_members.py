@@ -249,3 +249,28 @@ def _raises_at_once(call: object) -> bool:
     except UsageError as error:
         return "spawn" in str(error)
     return False
+
+
+@pytest.mark.parametrize("start", [0, 1])
+async def test_what_is_resumed_is_fetched_at_once(transport: Transport, start: int) -> None:
+    """All is paused at each start and each takeover, and the client's threads sleep meanwhile.
+
+    Left alone, they look at a partition that is resumed up to a second later.
+    """
+    topic = await declared(transport, 1)
+    values = await fill(transport, topic, 2)
+    zero = TopicPartition(topic, 0)
+    waited = 0.0
+    with trio.fail_after(LIMIT):
+        for _ in range(3):
+            listener = Listener()
+            async with transport.consumer(options(topic, unique("group")), listener) as c:
+                await listener.until_held(1)
+                await c.assign({zero: start}, paused=[zero])
+                await trio.sleep(0.1)  # long enough for the threads to find nothing to fetch
+                before = trio.current_time()
+                c.resume([zero])
+                found = await fetch_until(c, len(values) - start, {})
+                waited += trio.current_time() - before
+                assert [record.value for record in found] == values[start:]
+    assert waited < 1.2, f"three times, {waited:.1f} s in all"

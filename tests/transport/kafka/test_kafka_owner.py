@@ -42,6 +42,9 @@ class Client:
 
     resume = pause = assign
 
+    def seek(self, partition: Any) -> None:
+        pass
+
     def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # pyright: ignore[reportPrivateUsage]
 

@@ -27,6 +27,7 @@ import itertools
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from confluent_kafka import Consumer, KafkaException, Message
@@ -57,6 +58,8 @@ _READY_RECORDS = (
 )
 _FULL_WAIT = 0.02  # seconds between two looks whether half was taken, where nobody says so
 _PATIENCE = 1.0  # seconds without a poll before the partitions are paused instead
+_START_PATIENCE = 2.0  # seconds until an assignment is left to itself
+_START_PAUSE = 0.001
 _CALLBACK_SHARE = 0.9  # of the rebalance timeout, after which the group would evict us
 
 
@@ -148,6 +151,7 @@ class Owner:
         self._epoch = Epoch()
         self._positions: dict[TopicPartition, int] = {}
         self._held: set[TopicPartition] = set()
+        self._asleep: set[TopicPartition] = set()  # those held since they were assigned
         self._placed: set[TopicPartition] = set()  # what the client itself has assigned
         self._choked = False
         self._full_since: float | None = None
@@ -205,6 +209,8 @@ class Owner:
         self._held -= held
         if held and not self._choked:
             self.consumer.resume(_bare(held))
+            self._wake(held & self._asleep)
+        self._asleep -= held
 
     def commit(self, offsets: list[Partition]) -> None:
         """Commit offsets and wait for the answer; raises KafkaException."""
@@ -328,6 +334,7 @@ class Owner:
     def _place(self, epoch: Epoch) -> None:
         """Give the client the current positions; what it had fetched before is gone."""
         placed = [Partition(tp.topic, tp.partition, at) for tp, at in self._positions.items()]
+        waiting: frozenset[TopicPartition] = frozenset()
         if self._incremental:
             if self._placed:
                 self.consumer.incremental_unassign(_bare(self._placed))
@@ -336,17 +343,50 @@ class Owner:
             placed += [Partition(tp.topic, tp.partition, 0) for tp in waiting]
             if placed:
                 self.consumer.incremental_assign(placed)
-            if waiting:
-                self.consumer.pause(_bare(waiting))
             self._placed = set(self.owned)
         else:
             self.consumer.assign(placed)
         self._epoch = epoch
-        # What an earlier assignment had paused may be remembered by the client.
-        self._resume_unheld()
-        silent = self._positions.keys() if self._choked else self._held
+        self._await_start(placed)
+        silent = waiting | (self._positions.keys() if self._choked else self._held)
         if silent:
             self.consumer.pause(_bare(silent))
+        # What an earlier assignment had paused may be remembered by the client.
+        running = self._positions.keys() - silent
+        if running:
+            self.consumer.resume(_bare(running))
+            self._wake(running)
+        self._asleep = set(self._held)
+
+    def _await_start(self, placed: list[Partition]) -> None:
+        """Wait until the client has begun to fetch what it was just assigned; most often it has.
+
+        It begins once what it fetched before has been stopped. A pause or a seek that comes in the
+        very moment of that makes it drop all that it fetches from then on (librdkafka 2.16: the
+        start then bears the older version of the two); a seek that succeeds says that it is over.
+        """
+        deadline = time.monotonic() + _START_PATIENCE
+        for partition in placed:
+            while time.monotonic() < deadline:
+                try:
+                    self.consumer.seek(partition)
+                    break
+                except KafkaException:
+                    time.sleep(_START_PAUSE)
+
+    def _wake(self, partitions: Iterable[TopicPartition]) -> None:
+        """See to it that partitions that have stood still since they were assigned are fetched now.
+
+        A broker's thread of the client that has nothing to fetch sleeps up to a second, and no
+        resumption wakes it (librdkafka 2.16, read and measured). A seek does, also to where it
+        stands, unless that is 0: then by way of 1. Nothing of that way comes out, as each seek
+        drops what was fetched before.
+        """
+        for tp in partitions:
+            at = self._positions[tp]
+            with suppress(KafkaException):  # then it is fetched a second later
+                for offset in (at,) if at > 0 else (1, at):
+                    self.consumer.seek(Partition(tp.topic, tp.partition, offset))
 
     # Rebalances: called by the client inside poll, consume and close, in this thread
 
@@ -365,7 +405,9 @@ class Owner:
                 self._take_away("revoked")
             self._placed |= added
             # Until the positions are known these stand still at a place that is never fetched.
-            self.consumer.incremental_assign([Partition(t, p, 0) for t, p in added])
+            fresh = [Partition(t, p, 0) for t, p in added]
+            self.consumer.incremental_assign(fresh)
+            self._await_start(fresh)
             if self._placed:
                 self.consumer.pause(_bare(self._placed))
             added = frozenset(self._placed)
