@@ -35,6 +35,7 @@ class Options(argparse.Namespace):
     guarantee: Guarantee
     commit_interval: float | None
     client: str
+    setting: list[str]
 
 
 class Progress(trickle.BaseSensor):
@@ -229,6 +230,9 @@ def main() -> None:
     parser.add_argument("--guarantee", default="exactly_once")
     parser.add_argument("--commit-interval", type=float)
     parser.add_argument("--client", default="{}", help="options of librdkafka, as JSON")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="any other, as JSON"
+    )
     options = parser.parse_args(namespace=Options())
     settings: trickle.SettingArguments = {
         "broker": options.broker,
@@ -239,6 +243,9 @@ def main() -> None:
     }
     if options.commit_interval is not None:
         settings["commit_interval"] = options.commit_interval
+    for setting in options.setting:
+        name, _, value = setting.partition("=")
+        settings[name] = json.loads(value)  # type: ignore[literal-required]  # pyright: ignore
     progress = Progress()
     app = trickle.App(options.group, sensors=[progress], **settings)
     tune_gc()
