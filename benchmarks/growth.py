@@ -96,22 +96,25 @@ async def work(size: Size, broker: str, group: str, directory: str) -> None:
         for number in range(size.tables)
     ]
     go = trio.Event()
-    held: set[int] = set()
+    lanes = [0]
 
     @app.agent(flights)
     async def count(stream: trickle.Stream[Flight]) -> None:
-        held.add(len(held))
-        await go.wait()
-        chosen = 0
-        async for flight in stream:
-            tables[chosen][flight.tail] += 1
-            chosen = (chosen + 1) % len(tables)
+        lanes[0] += 1
+        try:
+            await go.wait()
+            chosen = 0
+            async for flight in stream:
+                tables[chosen][flight.tail] += 1
+                chosen = (chosen + 1) % len(tables)
+        finally:
+            lanes[0] -= 1
 
     del count
     tune_gc()
     with trio.open_signal_receiver(signal.SIGUSR1, signal.SIGTERM) as signals:
         async with app.run(), trio.open_nursery() as nursery:
-            nursery.start_soon(_tell, counter, held)
+            nursery.start_soon(_tell, counter, lanes)
             async for which in signals:
                 if which == signal.SIGTERM:
                     break
@@ -119,13 +122,13 @@ async def work(size: Size, broker: str, group: str, directory: str) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _tell(counter: Committed, held: set[int]) -> None:
+async def _tell(counter: Committed, lanes: list[int]) -> None:
     while True:
         say(
             {
                 "at": time.time(),
                 "events": counter.events,
-                "lanes": len(held),
+                "lanes": lanes[0],
                 "cpu": time.process_time(),
                 "mb": _resident_mb(),
             }
@@ -134,7 +137,9 @@ async def _tell(counter: Committed, held: set[int]) -> None:
 
 
 def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    """Return the memory of this process's own: the stores' files that it maps are not counted."""
+    resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
+    pages = int(resident) - int(shared)
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
@@ -169,21 +174,21 @@ class Bench:
             ]
             return self._watch(workers, size)
 
-    def _watch(self, workers: list[subprocess.Popen[str]], size: Size) -> dict[str, float]:
-        told = [_next(worker) for worker in workers]
+    def _watch(self, workers: list[_Worker], size: Size) -> dict[str, float]:
+        told = [worker.latest() for worker in workers]
         deadline = time.monotonic() + READY_SECONDS_MAX
-        while sum(one["lanes"] for one in told) < size.partitions:
+        while sum(held := [one["lanes"] for one in told]) != size.partitions or not all(held):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{size}: not all partitions are assigned: {told}")
-            told = [_next(worker) for worker in workers]
+            told = [worker.latest() for worker in workers]
         began, before = time.time(), sum(one["cpu"] for one in told)
         empty = sum(one["mb"] for one in told)
         for worker in workers:
-            worker.send_signal(signal.SIGUSR1)
+            worker.process.send_signal(signal.SIGUSR1)
         while sum(one["events"] for one in told) < self._records:
             if time.time() > began + END_SECONDS_MAX:
                 raise RuntimeError(f"{size}: not all was handled: {told}")
-            told = [_next(worker) for worker in workers]
+            told = [worker.latest() for worker in workers]
         seconds = max(one["at"] for one in told) - began
         return {
             "per_second": self._records / seconds,
@@ -212,32 +217,38 @@ def _flights(records: int, keys: int) -> Iterator[tuple[bytes, bytes]]:
         yield tail.encode(), encode(make_flight(record, tail, 1))
 
 
+class _Worker:
+    """A worker's process, and the file that it writes its lines to."""
+
+    def __init__(self, process: subprocess.Popen[bytes], lines: Path) -> None:
+        self.process = process
+        self._lines = lines
+
+    def latest(self) -> dict[str, float]:
+        """Wait a moment, and return the last line that the worker has told."""
+        while True:
+            time.sleep(TOLD_SECONDS / 2)
+            whole, _, _ = self._lines.read_bytes().rpartition(b"\n")
+            if whole:
+                told: dict[str, float] = json.loads(whole.rpartition(b"\n")[2])
+                return told
+            if self.process.poll() is not None:
+                raise RuntimeError(f"a worker has ended with code {self.process.returncode}")
+
+
 @contextlib.contextmanager
-def _worker(
-    size: Size, broker: str, group: str, directory: str
-) -> Generator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.growth", "--worker", msgspec.json.encode(size).decode(),
-         broker, group, directory],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def _worker(size: Size, broker: str, group: str, directory: str) -> Generator[_Worker]:
+    lines = Path(f"{directory}.told")
+    command = ["--worker", msgspec.json.encode(size).decode(), broker, group, directory]
+    with lines.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.growth", *command], stdout=file
+        )
     try:
-        yield process
+        yield _Worker(process, lines)
     finally:
         process.terminate()
-        assert process.stdout is not None
-        process.stdout.read()
         process.wait(30)
-
-
-def _next(worker: subprocess.Popen[str]) -> dict[str, float]:
-    """Read the next line that a worker tells."""
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line:
-        raise RuntimeError(f"a worker has ended with exit code {worker.wait(30)}")
-    told: dict[str, float] = json.loads(line)
-    return told
 
 
 def show(dimension: str, results: list[tuple[Size, list[dict[str, float]]]]) -> Table:

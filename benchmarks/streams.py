@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
+from typing import cast
 
 import trio
 
@@ -245,7 +246,7 @@ def main() -> None:
         settings["commit_interval"] = options.commit_interval
     for setting in options.setting:
         name, _, value = setting.partition("=")
-        settings[name] = json.loads(value)  # type: ignore[literal-required]  # pyright: ignore
+        cast("dict[str, object]", settings)[name] = json.loads(value)
     progress = Progress()
     app = trickle.App(options.group, sensors=[progress], **settings)
     tune_gc()

@@ -8,6 +8,7 @@ may be committed next.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ __all__ = ["Consumer"]
 logger = logging.getLogger("trickle.consumer")
 
 LAG_INTERVAL_S = 10.0
+FORGOTTEN_INTERVAL_S = 30.0
 
 
 class Consumer(Service):
@@ -92,6 +94,8 @@ class Consumer(Service):
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
         self._fenced: dict[TopicPartition, str] = {}  # whom we have ended since we hold it
+        self._ending = trio.Lock()
+        self._ended_at = -math.inf
 
     @property
     def client(self) -> ConsumerClient:
@@ -225,7 +229,11 @@ class Consumer(Service):
                 logger.info("ending what %s may have left open", committer)
                 await admin.fence(committer)
                 self._fenced |= {at: name for at, name in unreleased.items() if name == committer}
-        committed = await admin.committed(group, partitions, stable=True)
+        try:
+            committed = await admin.committed(group, partitions, stable=True)
+        except BrokerUnavailable:
+            await self.end_forgotten()
+            committed = await admin.committed(group, partitions, stable=True)
         marks = await admin.watermarks(partitions)
         for partition in partitions:
             found = committed.get(partition)
@@ -252,6 +260,36 @@ class Consumer(Service):
                 positions, topic_id=topic_id, program=self._program
             )
         return {partition: self._committed[partition] for partition in partitions}
+
+    async def end_forgotten(self) -> None:
+        """End the transactions whose end the broker may have lost: nothing goes on otherwise.
+
+        That is of all who have committed for this group, in all topics of the app; they fence us
+        by it, as we do them. What was open is aborted, and its events run again.
+        """
+        if not self.committer_id:
+            return
+        async with self._ending:
+            if trio.current_time() < self._ended_at + FORGOTTEN_INTERVAL_S:
+                return
+            self._ended_at = trio.current_time()
+            admin, group = self._transport.admin, self._options.group
+            places = [
+                TopicPartition(name, number)
+                for name, info in self._topics.items()
+                for number in range(info.partitions)
+            ]
+            latest = await admin.committed(group, places, stable=False)
+            named = {read_positions(offset).committer for offset in latest.values() if offset}
+            for committer in sorted(named | {self.committer_id} - {""}):
+                logger.warning(
+                    "a transaction that nobody has ended blocks this group: what %s may have left "
+                    "open is aborted once more, in all of the app's topics", committer,
+                )  # fmt: skip
+                try:
+                    await admin.fence(committer, group=group, places=places)
+                except TransportError as error:  # another worker may be at it
+                    logger.warning("%s", error)
 
     def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> dict[TopicPartition, str]:
         """Return whom a partition's last commit is of, where it may yet hold us back."""

@@ -369,6 +369,7 @@ class Run(Service):
                 if repartition.owned
             ),
         )
+        self.tables.unblock = consumer.end_forgotten
         self.committer = self._make_committer(self.producer, consumer)
         inboxes = Inboxes(self._sensor)
         conductor = self.conductor = listener.target = Conductor(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from itertools import chain
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,71 +11,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.tables.helpers import Lane, make_table
+from tests.tables.helpers import Lane
+from tests.tables.world import COUNTS_0, TABLES, World, counts, names
 from trickle.exceptions import RecoveryError, StoreError, TableReadOnlyError, TopicError
-from trickle.stores.contract import Store
-from trickle.stores.lmdb import LmdbStore
 from trickle.stores.memory import MemoryDisk, MemoryStore
-from trickle.tables import HOLDER, CacheLimits, Shard, Table, TableManager, find_key, find_keys
-from trickle.tables.recovery import CHANGELOG_HEADERS, MIGRATIONS
-from trickle.transport.contract import ProducerOptions
+from trickle.tables import HOLDER, CacheLimits, Shard, TableManager
+from trickle.tables.recovery import MIGRATIONS
 from trickle.transport.memory import MemoryBroker, MemoryTransport
 from trickle.transport.memory.consumer import MemoryReader
 from trickle.transport.shared import RecordBatch
-from trickle.types import Headers, TopicPartition
-
-counts = make_table(str, int, int, name="counts")
-names = make_table(str, list[str], list, name="names")
-TABLES = (counts, names)
-COUNTS_0 = TopicPartition(counts.changelog, 0)
-
-
-class World:
-    """A broker with the changelogs of two tables, and a disk."""
-
-    def __init__(self, partitions: int = 1) -> None:
-        self.transport = MemoryTransport(MemoryBroker())
-        self.disk = MemoryDisk()
-        self.partitions = partitions
-
-    async def declare(self) -> None:
-        await self.transport.admin.declare([table.spec(self.partitions) for table in TABLES])
-
-    @asynccontextmanager
-    async def manager(
-        self, store: Store | None = None, transport: Any = None, **options: Any
-    ) -> AsyncGenerator[TableManager]:
-        manager = TableManager(
-            transport or self.transport, store or MemoryStore(self.disk), TABLES,
-            transactional=False, **options,
-        )  # fmt: skip
-        async with trio.open_nursery() as nursery:
-            await nursery.start(manager.run)
-            yield manager
-            nursery.cancel_scope.cancel()
-
-    async def produce(
-        self,
-        table: Table[Any, Any],
-        *pairs: tuple[bytes, bytes | None],
-        partition: int = 0,
-        headers: Headers = CHANGELOG_HEADERS,
-    ) -> int:
-        """Append to a changelog; return the position behind it."""
-        at = TopicPartition(table.changelog, partition)
-        async with self.transport.producer(ProducerOptions()) as producer:
-            for key, value in pairs:
-                await producer.send(at.topic, partition, key, value, headers, None)
-        return (await self.transport.admin.watermarks([at]))[at].high
-
-    async def commit(self, *shards: Shard[Any, Any]) -> None:
-        """As the committer does."""
-        for shard in shards:
-            changes = shard.snapshot()
-            if changes is not None:
-                table = counts if shard.table == "counts" else names
-                pairs = list(chain.from_iterable(changes.encoded()))
-                shard.committed(await self.produce(table, *pairs, partition=shard.partition))
+from trickle.types import TopicPartition
 
 
 def write(shard: Shard[Any, Any], **values: int) -> None:
@@ -305,25 +248,58 @@ async def test_trimmed_while_it_is_read_it_starts_again(
         assert world.disk.held == {}
 
 
-class Silent(MemoryReader):
-    """Hands out no record."""
+class Blocked(MemoryReader):
+    """A reader that waits until somebody ends what blocks it."""
+
+    def __init__(
+        self, broker: MemoryBroker, positions: Mapping[TopicPartition, int], ended: trio.Event
+    ) -> None:
+        super().__init__(broker, positions)
+        self._ended = ended
 
     async def fetch(self) -> Sequence[RecordBatch]:
-        await trio.sleep_forever()
-        raise AssertionError
+        await self._ended.wait()
+        return await super().fetch()
 
 
 class Stuck(MemoryTransport):
-    """Its readers hand out no record."""
+    """Its readers hand out no record until an event is set."""
+
+    def __init__(self, broker: MemoryBroker, ended: trio.Event | None = None) -> None:
+        super().__init__(broker)
+        self._ended = trio.Event() if ended is None else ended
 
     @asynccontextmanager
     async def reader(
         self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
     ) -> AsyncGenerator[MemoryReader, None]:
         await trio.lowlevel.checkpoint()
-        reader = Silent(self.broker, positions)
+        reader = Blocked(self.broker, positions, self._ended)
         yield reader
         reader.close()
+
+
+async def test_what_blocks_a_recovery_is_ended_before_its_patience_is(
+    autojump_clock: MockClock,
+) -> None:
+    """A broker may have lost the end of a transaction: nobody comes past that by waiting."""
+    world = World()
+    await world.declare()
+    await world.produce(counts, (b"a", b"1"))
+    ended = trio.Event()
+    asked: list[float] = []
+
+    async def unblock() -> None:
+        asked.append(trio.current_time())
+        ended.set()
+
+    transport = Stuck(world.transport.broker, ended)
+    async with world.manager(transport=transport, recovery_timeout=30) as manager:
+        manager.unblock = unblock
+        began = trio.current_time()
+        shards = await manager.open(1, 0, TABLES)
+        assert [at - began for at in asked] == [pytest.approx(10)]
+        assert shards[counts].read_committed("a") == 1
 
 
 async def test_recovery_without_progress_fails_in_time(autojump_clock: MockClock) -> None:
@@ -415,40 +391,6 @@ async def test_reads_outside_see_what_is_committed(autojump_clock: MockClock) ->
         with pytest.raises(TableReadOnlyError, match="can be read here, not written"):
             counts["a"] = 5
         HOLDER.reset(token)
-
-
-@pytest.mark.parametrize("stored", [True, False])
-async def test_looking_up_without_a_worker(tmp_path: Path, stored: bool) -> None:
-    """What is stored, and what the changelog has beyond; also while a worker holds the store."""
-    world = World(partitions=2)
-    await world.declare()
-    directory = tmp_path / "tables"
-    if stored:
-        await world.produce(counts, (b"a", b"1"), (b"b", b"1"), (b"c", b"1"))
-        async with world.manager(LmdbStore(directory)) as manager:
-            await manager.open(2, 0, TABLES)
-    else:
-        await world.produce(counts, (b"a", b"1"), (b"b", b"1"), (b"c", b"1"))
-    await world.produce(counts, (b"b", b"2"), (b"c", None), (b"aa", b"3"))
-    await world.produce(counts, (b"p", b"4"), partition=1)
-    place = directory if stored else None
-    async with aclosing(find_keys(world.transport, counts, place)) as found:
-        rows = [row async for row in found]
-    assert rows == [(0, "a", 1), (0, "aa", 3), (0, "b", 2), (1, "p", 4)]
-    for partition, key, value in rows:
-        assert await find_key(world.transport, counts, key, place) == (partition, key, value)
-    assert await find_key(world.transport, counts, "c", place) is None
-
-
-async def test_recovered_into_lmdb_and_again(tmp_path: Path) -> None:
-    world = World()
-    await world.declare()
-    await world.produce(counts, *((b"k%d" % n, b"%d" % n) for n in range(1000)))
-    for _ in range(2):
-        async with world.manager(LmdbStore(tmp_path / "tables")) as manager:
-            shard = (await manager.open(1, 0, TABLES))[counts]
-            assert shard.size_committed == 1000
-            assert shard.read_committed("k7") == 7
 
 
 async def test_a_manager_that_is_cancelled_while_its_store_starts_ends_it() -> None:

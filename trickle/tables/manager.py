@@ -13,7 +13,7 @@ stored, the changelog replays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -85,6 +85,9 @@ class TableManager(Service):
         cache: bounds of what all shards together keep in memory.
         sensor: told of recoveries.
         standbys: have the environments of some shards open already.
+
+    Attributes:
+        unblock: ends what may keep changelogs from being read.
     """
 
     name = "TableManager"
@@ -112,6 +115,7 @@ class TableManager(Service):
         self._cache = cache or CacheLimits(entries=1_000_000, bytes=256 << 20)
         self._sensor = sensor
         self._standbys = standbys
+        self.unblock: Callable[[], Awaitable[None]] | None = None
         self._held: dict[tuple[int, int], _Held] = {}
         self._writers: dict[str, str] = {}
         self._warned: set[str] = set()
@@ -238,6 +242,7 @@ class TableManager(Service):
                 timeout=self._recovery_timeout,
                 markers=self._transactional,
                 report=report,
+                unblock=self.unblock,
             )
         if self._sensor is not None:
             took = trio.current_time() - started

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -179,6 +179,7 @@ async def recover(
     timeout: float,
     markers: bool,
     report: Callable[[RecoveryProgress | None], None],
+    unblock: Callable[[], Awaitable[None]] | None = None,
 ) -> Recovered:
     """Bring all tables of an environment up to date.
 
@@ -187,6 +188,7 @@ async def recover(
         timeout: seconds without progress after which it fails.
         markers: as for :func:`plan_recovery`.
         report: told of the progress, and None at the end.
+        unblock: ends what may keep changelogs from being read; called after a third of the timeout.
 
     Returns:
         What came of it.
@@ -197,8 +199,9 @@ async def recover(
     wrote = False
     for number in range(_ATTEMPTS):
         attempt = _Attempt(
-            transport, environment, tables, count, partition, timeout, markers, afresh=number > 0
-        )
+            transport, environment, tables, count, partition, timeout, markers,
+            unblock=unblock, afresh=number > 0,
+        )  # fmt: skip
         try:
             complete = await attempt.run(report)
         except OffsetOutOfRange:
@@ -232,6 +235,7 @@ class _Attempt:
         timeout: float,
         markers: bool,
         *,
+        unblock: Callable[[], Awaitable[None]] | None,
         afresh: bool,
     ) -> None:
         self._transport = transport
@@ -241,6 +245,7 @@ class _Attempt:
         self._partition = partition
         self._timeout = timeout
         self._markers = markers
+        self._unblock = unblock
         self._afresh = afresh
         self.topic_ids: dict[str, str] = {}
         self.wrote = False
@@ -334,7 +339,13 @@ class _Attempt:
                 await self._write(dict(positions))
 
     async def _fetch(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> Sequence[Batch]:
-        with trio.move_on_after(self._timeout):
+        patience = self._timeout
+        if self._unblock is not None:
+            with trio.move_on_after(patience / 3):
+                return await reader.fetch()
+            await self._unblock()
+            patience *= 2 / 3
+        with trio.move_on_after(patience):
             return await reader.fetch()
         stuck = ", ".join(
             f"{self._at[at]} at {reader.positions()[at]:,} of {end:,}"

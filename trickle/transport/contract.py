@@ -434,8 +434,16 @@ class Admin(Protocol):
         """
         ...
 
-    async def fence(self, transactional_id: str) -> None:
-        """End the transaction that a dead producer of this id may have left, and the producer."""
+    async def fence(
+        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+    ) -> None:
+        """End the transaction that a dead producer of this id may have left, and the producer.
+
+        Args:
+            group: whose offsets may be pending, with ``places``.
+            places: where the broker may have lost the end of that transaction: it is aborted there
+                once more.
+        """
         ...
 
 

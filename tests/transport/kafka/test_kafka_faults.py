@@ -353,3 +353,38 @@ async def test_offsets_that_a_transaction_holds_are_named(broker: KafkaBroker) -
         await transport.admin.fence(group)
         assert await transport.admin.committed(group, [place]) == {place: None}
         del producer
+
+
+async def test_what_a_producer_left_is_aborted_once_more_where_it_is_asked(
+    kafka_broker: KafkaBroker,
+) -> None:
+    """As after a broker has lost the end of a transaction: in all places, and for the offsets.
+
+    Nothing of it can be seen, nothing else is touched, and the id goes on.
+    """
+    group, name = unique("group"), unique("left-open")
+    with trio.fail_after(LIMIT):
+        async with open_transport(kafka_broker.url) as transport:
+            compacted = (await declared(transport, 2, config={"cleanup.policy": "compact"}), 2)
+            plain = (await declared(transport, 1), 1)
+            places = [TopicPartition(t, n) for t, count in (compacted, plain) for n in range(count)]
+            options = ProducerOptions(transactional_id=name, group=group)
+            async with transport.producer(options) as producer:
+                await produce(producer, plain[0], [b"before"])
+                await producer.commit({places[2]: CommittedOffset(7)}, None)
+            async with transport.producer(options) as left:
+                await produce(left, plain[0], [b"open"])
+                await transport.admin.fence(name, group=group, places=places)
+                async with transport.producer(options) as producer:
+                    await produce(producer, plain[0], [b"after"])
+                    await producer.commit({}, None)
+            seen: dict[TopicPartition, int] = dict.fromkeys(places, 0)
+            async with transport.reader(seen) as reader:
+                marks = await transport.admin.watermarks(places)
+                values: list[bytes | None] = []
+                while any(reader.positions()[at] < marks[at].high for at in places):
+                    for batch in await reader.fetch():
+                        values += batch.values()
+            assert values == [b"before", b"after"]
+            committed = await transport.admin.committed(group, places)
+            assert committed[places[2]] == CommittedOffset(7)

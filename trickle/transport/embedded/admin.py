@@ -176,7 +176,10 @@ class LogAdmin:
             for member, (wanted, slots) in found.items()
         }
 
-    async def fence(self, transactional_id: str) -> None:
+    async def fence(
+        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+    ) -> None:
         """Begin a new epoch of the id: whoever has it now cannot commit any more."""
+        del group, places  # what has ended has ended everywhere
         check_identity(transactional_id)
         await self._write(partial(log.new_epoch, transactional_id=transactional_id))

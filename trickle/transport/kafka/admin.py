@@ -25,6 +25,7 @@ from confluent_kafka import TopicPartition as Partition
 
 from trickle.exceptions import TopicError
 from trickle.transport.contract import ProducerOptions, TopicInfo, Watermarks
+from trickle.transport.kafka.again import abort_again
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
@@ -364,11 +365,16 @@ class KafkaAdmin:
             for member in found.members
         }
 
-    async def fence(self, transactional_id: str) -> None:
+    async def fence(
+        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+    ) -> None:
         """End the transaction that a dead producer of this id may have left, and the producer."""
-        await self._run(f"fencing {transactional_id!r}", self._fence, transactional_id)
+        what = f"fencing {transactional_id!r}"
+        await self._run(what, self._fence, transactional_id, group, places)
 
-    def _fence(self, timeout: float, transactional_id: str) -> None:
+    def _fence(
+        self, timeout: float, transactional_id: str, group: str, places: Collection[TopicPartition]
+    ) -> None:
         deadline = time.monotonic() + timeout
         options = ProducerOptions(transactional_id=transactional_id)
         producer = make_producer(self._config, options, self._log)
@@ -381,7 +387,9 @@ class KafkaAdmin:
                         raise
                     time.sleep(_PAUSE)
                 else:
-                    return
+                    break
+            if places:
+                abort_again(self._config, self._log, producer, group, places, _left(deadline))
         finally:
             bury(producer)
 

@@ -181,8 +181,11 @@ class MemoryAdmin:
         members = self._broker.group(group).members
         return {name: member.assignment for name, member in members.items()}
 
-    async def fence(self, transactional_id: str) -> None:
+    async def fence(
+        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+    ) -> None:
         """End a producer of this id; there is never a transaction that it left open."""
+        del group, places  # what has ended has ended everywhere
         await trio.lowlevel.checkpoint()
         self._broker.check_available()
         self._broker.open_epoch(transactional_id)
