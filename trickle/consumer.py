@@ -231,7 +231,9 @@ class Consumer(Service):
                 self._fenced |= {at: name for at, name in unreleased.items() if name == committer}
         try:
             committed = await admin.committed(group, partitions, stable=True)
-        except BrokerUnavailable:
+        except BrokerUnavailable as error:
+            if not error.pending:
+                raise
             await self.end_forgotten()
             committed = await admin.committed(group, partitions, stable=True)
         marks = await admin.watermarks(partitions)

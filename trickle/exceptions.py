@@ -105,7 +105,13 @@ class TransportError(TrickleError):
 
 
 class BrokerUnavailable(TransportError):
-    """The broker gave no answer within its time."""
+    """The broker gave no answer within its time.
+
+    Attributes:
+        pending: it is well, and a transaction that has not ended holds what was asked for.
+    """
+
+    pending = False
 
 
 class TopicError(TransportError):

@@ -19,11 +19,12 @@ from confluent_kafka import TopicPartition as Partition
 
 from trickle.transport.contract import ConsumerOptions
 from trickle.transport.kafka.closing import bury
+from trickle.transport.kafka.errors import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from confluent_kafka import Message, Producer
+    from confluent_kafka import Producer
 
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
@@ -50,22 +51,20 @@ def abort_again(
     Raises:
         KafkaException: it has not been aborted.
     """
-    failed: list[KafkaError] = []
-
-    def report(error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            failed.append(error)
-
     producer.begin_transaction()
     for place in places:
-        producer.produce(place.topic, None, _KEY, partition=place.partition, on_delivery=report)
-    if producer.flush(timeout) or failed:
-        raise KafkaException(failed[0] if failed else KafkaError(KafkaError.REQUEST_TIMED_OUT))
+        producer.produce(place.topic, None, _KEY, partition=place.partition)
+    if producer.flush(timeout):
+        raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT))
     if group:
         settings = config.consumer(ConsumerOptions(group=group, topics=()))
         consumer = Consumer({**settings, "logger": log})
         metadata = consumer.consumer_group_metadata()
         bury(consumer)
         offsets = [Partition(place.topic, place.partition, 0) for place in list(places)[:1]]
-        producer.send_offsets_to_transaction(offsets, metadata, timeout)
+        try:
+            producer.send_offsets_to_transaction(offsets, metadata, timeout)
+        except KafkaException as raised:
+            if not error_of(raised).txn_requires_abort():  # else that is what is done next
+                raise
     producer.abort_transaction(timeout)

@@ -161,10 +161,12 @@ def said(error: KafkaError) -> str:
 def unavailable(url: str, timeout: float, what: str, error: KafkaError | None) -> BrokerUnavailable:
     """Return the error for a call that nobody answered."""
     cause = "" if error is None else f": {said(error)}"
-    return BrokerUnavailable(
+    made = BrokerUnavailable(
         f"{what} got no answer from broker={url!r} within {timeout:g} s{cause}; "
         "see that the broker runs and that broker= names its address"
     )
+    made.pending = error is not None and error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT
+    return made
 
 
 def failed(url: str, timeout: float, what: str, error: KafkaError) -> TransportError:
