@@ -96,6 +96,8 @@ class Consumer(Service):
         self._fenced: dict[TopicPartition, str] = {}  # whom we have ended since we hold it
         self._ending = trio.Lock()
         self._ended_at = -math.inf
+        self._may_look = True
+        self._placed_at = math.inf  # when this worker was last seen in its group
 
     @property
     def client(self) -> ConsumerClient:
@@ -122,17 +124,48 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
+            self._placed_at = trio.current_time()
             counts = {name: self._topics[name].partitions for name in self._options.topics}
             namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
             while True:
                 await trio.sleep(LAG_INTERVAL_S)
                 try:
-                    await namesakes.look(self._committed)
+                    await self._look_at_group(namesakes)
                     await self._check_topics()
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:
                     logger.info("lag and repartition topics wait for the broker: %s", error)
+
+    async def _look_at_group(self, namesakes: Namesakes) -> None:
+        try:
+            members = await self._transport.admin.members(self._options.group)
+            await namesakes.look(self._committed, members)
+        except BrokerUnavailable:
+            raise
+        except TransportError as error:  # not allowed, most likely
+            if self._may_look:
+                logger.info("the group is not looked at: %s", error)
+            self._may_look = False
+            return
+        self._check_place(members)
+
+    def _check_place(self, members: Mapping[str, object]) -> None:
+        """See that this worker is in its group, or soon again.
+
+        Raises:
+            TransportError: the broker is well, and the client does not come back.
+        """
+        now = trio.current_time()
+        if self._committed or self.client.member_id in members:
+            self._placed_at = now
+        patience = 2 * self._options.rebalance_timeout
+        if now - self._placed_at > patience:
+            raise TransportError(
+                f"this worker is in group {self._options.group!r} no more, and its client has not "
+                f"come back for {patience:.0f} s, though the broker answers: it ends, so that one "
+                "that is started again can take its place"
+            )
 
     async def _check_topics(self) -> None:
         """Compare the topics with what they were when the lanes' layout was made.

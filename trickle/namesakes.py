@@ -13,7 +13,6 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
-from trickle.exceptions import BrokerUnavailable, TransportError
 from trickle.positions import Positions, read_positions
 from trickle.transport.contract import Admin
 from trickle.types import TopicPartition
@@ -55,24 +54,19 @@ class Namesakes:
         self._foreign: frozenset[str] = frozenset()
         self._told = False
 
-    async def look(self, held: Collection[TopicPartition]) -> None:
+    async def look(
+        self,
+        held: Collection[TopicPartition],
+        members: Mapping[str, Collection[TopicPartition]],
+    ) -> None:
         """Look once, and say so where another program is at work.
 
         Args:
             held: the partitions that are ours now.
+            members: who is in the group, and what each of them is assigned.
         """
         if self._told:
             return
-        try:
-            await self._look(held)
-        except BrokerUnavailable:
-            raise
-        except TransportError as error:
-            self._told = True
-            logger.info("whether other programs use this app's id is not looked at: %s", error)
-
-    async def _look(self, held: Collection[TopicPartition]) -> None:
-        members = await self._admin.members(self._app_id)
         foreign = frozenset(
             place.topic
             for assigned in members.values()

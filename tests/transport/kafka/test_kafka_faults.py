@@ -388,5 +388,6 @@ async def test_what_a_producer_left_is_aborted_once_more_where_it_is_asked(
                     for batch in await reader.fetch():
                         values += batch.values()
             assert values == [b"before", b"after"]
+            assert [marks[at].high for at in places[:2]] == [1, 1]  # a marker, and no record
             committed = await transport.admin.committed(group, places)
             assert committed[places[2]] == CommittedOffset(7)

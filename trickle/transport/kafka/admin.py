@@ -25,7 +25,7 @@ from confluent_kafka import TopicPartition as Partition
 
 from trickle.exceptions import TopicError
 from trickle.transport.contract import ProducerOptions, TopicInfo, Watermarks
-from trickle.transport.kafka.again import abort_again
+from trickle.transport.kafka.again import HELD_BACK, abort_again
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
@@ -377,7 +377,11 @@ class KafkaAdmin:
     ) -> None:
         deadline = time.monotonic() + timeout
         options = ProducerOptions(transactional_id=transactional_id)
-        producer = make_producer(self._config, options, self._log)
+        producer = (
+            make_producer(self._config, options, self._log, **HELD_BACK)
+            if places
+            else make_producer(self._config, options, self._log)
+        )
         try:
             while True:
                 try:

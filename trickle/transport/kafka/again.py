@@ -7,14 +7,18 @@ The records then stay open for ever: nobody who reads committed records comes pa
 group's offsets stay pending. Worse, the next commit of the same transactional id would commit them.
 
 A marker ends whatever its producer has open in a partition, also of an earlier epoch. So a
-transaction of the same id that touches each of these places, and is aborted, ends it all.
+transaction of the same id that touches each of these places, and is aborted, ends it all. It
+touches them by records that are never sent: the client tells the coordinator of a place as soon as
+a record for it is produced, and the abort drops what it has held back.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaException
 from confluent_kafka import TopicPartition as Partition
 
 from trickle.transport.contract import ConsumerOptions
@@ -30,9 +34,12 @@ if TYPE_CHECKING:
     from trickle.transport.kafka.logs import ClientLog
     from trickle.types import TopicPartition
 
-__all__ = ["abort_again"]
+__all__ = ["HELD_BACK", "abort_again"]
 
-_KEY = b"trickle-aborted"  # a compacted topic takes no record without a key
+HELD_BACK: Mapping[str, str | int] = {"linger.ms": 5_000}
+"""Options of the producer: records wait for the abort."""
+
+_TOLD = 1.0  # seconds within which the coordinator is told of all places
 
 
 def abort_again(
@@ -46,16 +53,15 @@ def abort_again(
     """Abort a transaction that touches all places, and the group's offsets.
 
     Args:
-        producer: a transactional one, with no transaction begun.
+        producer: a transactional one with :data:`HELD_BACK`, and with no transaction begun.
 
     Raises:
         KafkaException: it has not been aborted.
     """
     producer.begin_transaction()
     for place in places:
-        producer.produce(place.topic, None, _KEY, partition=place.partition)
-    if producer.flush(timeout):
-        raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT))
+        producer.produce(place.topic, None, b"", partition=place.partition)
+    time.sleep(min(_TOLD, timeout / 2))
     if group:
         settings = config.consumer(ConsumerOptions(group=group, topics=()))
         consumer = Consumer({**settings, "logger": log})

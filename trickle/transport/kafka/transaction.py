@@ -61,13 +61,18 @@ _INCONSISTENT = KafkaError._INCONSISTENT  # pyright: ignore[reportPrivateUsage]
 _COMMIT_SHARE = 0.6  # of the request timeout; the rest is for a new producer
 
 
-def make_producer(config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> Producer:
+def make_producer(
+    config: KafkaConfig, options: ProducerOptions, log: ClientLog, **more: str | int
+) -> Producer:
     """Make the client.
+
+    Args:
+        more: options of librdkafka, above all others.
 
     Raises:
         ConfigurationError: it refuses an option of the user's.
     """
-    settings = config.producer(options)
+    settings = {**config.producer(options), **more}
     settings["logger"] = log
     settings["error_cb"] = log.error
     try:
