@@ -157,7 +157,8 @@ class Consumer(Service):
             TransportError: the broker is well, and the client does not come back.
         """
         now = trio.current_time()
-        if self._committed or self.client.member_id in members:
+        name = self.client.member_id
+        if self._committed or not name or name in members:  # it may be joining for the first time
             self._placed_at = now
         patience = 2 * self._options.rebalance_timeout
         if now - self._placed_at > patience:

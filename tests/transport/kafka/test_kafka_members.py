@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import trio
@@ -23,7 +23,7 @@ from trickle.transport.contract import CommittedOffset, ConsumerOptions, Produce
 from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from tests.kafka_broker import KafkaBroker
     from trickle.transport.contract import ConsumerClient, Transport
@@ -274,3 +274,23 @@ async def test_what_is_resumed_is_fetched_at_once(transport: Transport, start: i
                 waited += trio.current_time() - before
                 assert [record.value for record in found] == values[start:]
     assert waited < 1.2, f"three times, {waited:.1f} s in all"
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+async def test_a_member_without_partitions_knows_its_name(
+    transport: Transport, protocol: Literal["classic", "consumer"]
+) -> None:
+    """By it a worker sees that it is in its group, and which standbys are its own."""
+    topic, group = await declared(transport, 1), unique("group")
+    with trio.fail_after(LIMIT):
+        async with (
+            transport.consumer(options(topic, group, protocol=protocol), Listener("a")) as one,
+            transport.consumer(options(topic, group, protocol=protocol), Listener("b")) as two,
+        ):
+            members: Mapping[str, frozenset[TopicPartition]] = {}
+            while sorted(map(len, members.values())) != [0, 1] or not two.member_id:
+                await trio.sleep(0.1)
+                members = await transport.admin.members(group)
+            while {one.member_id, two.member_id} != members.keys():
+                await trio.sleep(0.1)
+                members = await transport.admin.members(group)

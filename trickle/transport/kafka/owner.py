@@ -328,6 +328,7 @@ class Owner:
 
     def _refresh_member(self) -> None:
         self.member = KafkaMember(self.consumer.consumer_group_metadata())
+        self.member_id = self.consumer.memberid() or self.member_id
 
     # Positions
 
@@ -396,7 +397,6 @@ class Owner:
             return
         added = _named(partitions)
         self._refresh_member()
-        self.member_id = self.consumer.memberid() or ""
         if self._incremental:
             if self._told and not added:
                 self._place_nothing([])
