@@ -54,28 +54,20 @@ async def run_beside(
             await t.advance(10.5)
 
 
-async def test_another_program_that_reads_the_same_topic_is_told_of(
-    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("topic", "named"), [("numbers", {"numbers"}), ("letters", {"letters", "numbers"})]
+)
+async def test_another_program_is_told_of_by_each_of_the_two_once(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture, topic: str, named: set[str]
 ) -> None:
     app, source = make_app("one")
-    other, _ = make_app("two")
-    async with testing.run(app) as t:
-        await run_beside(t, other, source)
-    told = complaints(caplog)
-    assert len(told) == 2, told  # each of the two programs says it once
-    assert all("app id 'shared'" in text and "topic 'numbers'" in text for text in told)
-
-
-async def test_another_program_that_reads_another_topic_is_told_of(
-    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    app, source = make_app("one")
-    other, _ = make_app("two", topic="letters")
+    other, _ = make_app("two", topic=topic)
     async with testing.run(app) as t:
         await run_beside(t, other, source)
     told = complaints(caplog)
     assert len(told) == 2, told
-    assert any("'letters'" in text for text in told)
+    assert all("app id 'shared'" in text for text in told)
+    assert {text.split("topic '")[1].split("'")[0] for text in told} == named
 
 
 async def test_workers_of_one_program_are_not_told_of(

@@ -71,3 +71,14 @@ def test_a_position_out_of_range_is_told_unless_it_is_of_an_earlier_assignment(
     late = Failed(KafkaError.OFFSET_OUT_OF_RANGE, at, number)
     assert owner._records([cast("Message", late)]) == []  # pyright: ignore[reportPrivateUsage]
     assert [entry.error is not None for entry in owner.outbox] == [True] * told
+
+
+def test_the_way_that_wakes_an_empty_partition_is_no_position_out_of_range(owner: Owner) -> None:
+    """It leads by 1, which an empty partition may complain of: once, and then in earnest."""
+    zero = TopicPartition("flights", 0)
+    owner.assign(0, Epoch(), {zero: 0}, frozenset({zero}))
+    owner.resume(frozenset({zero}))
+    complaint = cast("Message", Failed(KafkaError.OFFSET_OUT_OF_RANGE, 1))
+    for told in (0, 1):
+        assert owner._records([complaint]) == []  # pyright: ignore[reportPrivateUsage]
+        assert len(owner.outbox) == told

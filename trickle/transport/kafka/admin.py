@@ -377,11 +377,8 @@ class KafkaAdmin:
     ) -> None:
         deadline = time.monotonic() + timeout
         options = ProducerOptions(transactional_id=transactional_id)
-        producer = (
-            make_producer(self._config, options, self._log, **HELD_BACK)
-            if places
-            else make_producer(self._config, options, self._log)
-        )
+        more: Mapping[str, str | int] = HELD_BACK if places else {}
+        producer = make_producer(self._config, options, self._log, **more)
         try:
             while True:
                 try:

@@ -18,12 +18,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka import TopicPartition as Partition
 
-from trickle.transport.contract import ConsumerOptions
-from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.errors import error_of
+from trickle.transport.kafka.transaction import bare_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,10 +62,7 @@ def abort_again(
         producer.produce(place.topic, None, b"", partition=place.partition)
     time.sleep(min(_TOLD, timeout / 2))
     if group:
-        settings = config.consumer(ConsumerOptions(group=group, topics=()))
-        consumer = Consumer({**settings, "logger": log})
-        metadata = consumer.consumer_group_metadata()
-        bury(consumer)
+        metadata = bare_metadata(config, log, group)
         offsets = [Partition(place.topic, place.partition, 0) for place in list(places)[:1]]
         try:
             producer.send_offsets_to_transaction(offsets, metadata, timeout)

@@ -36,6 +36,7 @@ from confluent_kafka import TopicPartition as Partition
 from trickle.transport.kafka.batch import KafkaBatch, split
 from trickle.transport.kafka.complaints import Complaints
 from trickle.transport.kafka.config import configuration_error
+from trickle.transport.kafka.errors import OUT_OF_RANGE
 from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
@@ -53,13 +54,10 @@ logger = logging.getLogger("trickle.transport.kafka")
 
 _POLL = 0.01  # seconds: how long a command may have to wait on an idle topic
 _CONSUME_MAX = 1_000
-_READY_RECORDS = (
-    4_000  # about so much is kept ready for Trio's side: what has left the CPU's cache is dearer
-)
+_READY_RECORDS = 4_000  # kept ready for Trio's side: more has left the CPU's cache by then
 _FULL_WAIT = 0.02  # seconds between two looks whether half was taken, where nobody says so
 _PATIENCE = 1.0  # seconds without a poll before the partitions are paused instead
 _START_PATIENCE = 2.0  # seconds until an assignment is left to itself
-_START_PAUSE = 0.001
 _CALLBACK_SHARE = 0.9  # of the rebalance timeout, after which the group would evict us
 
 
@@ -152,6 +150,7 @@ class Owner:
         self._positions: dict[TopicPartition, int] = {}
         self._held: set[TopicPartition] = set()
         self._asleep: set[TopicPartition] = set()  # those held since they were assigned
+        self._detours: set[TopicPartition] = set()  # those woken by way of 1 (see _wake)
         self._placed: set[TopicPartition] = set()  # what the client itself has assigned
         self._choked = False
         self._full_since: float | None = None
@@ -281,6 +280,10 @@ class Owner:
                 continue
             at = TopicPartition(message.topic() or "", message.partition() or 0)
             start = self._positions.get(at)
+            if at in self._detours and error.code() in OUT_OF_RANGE and message.offset() == 1:
+                self._detours.discard(at)
+                self.consumer.seek(Partition(at.topic, at.partition, start or 0))
+                continue  # an empty partition has no 1, and nobody wanted to be there
             refusal = self._complaints.hear(self.consumer, error, message, start)
             if refusal is not None:
                 self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
@@ -348,6 +351,7 @@ class Owner:
         else:
             self.consumer.assign(placed)
         self._epoch = epoch
+        self._detours.clear()
         self._await_start(placed)
         silent = waiting | (self._positions.keys() if self._choked else self._held)
         if silent:
@@ -373,18 +377,20 @@ class Owner:
                     self.consumer.seek(partition)
                     break
                 except KafkaException:
-                    time.sleep(_START_PAUSE)
+                    time.sleep(0.001)
 
     def _wake(self, partitions: Iterable[TopicPartition]) -> None:
         """See to it that partitions that have stood still since they were assigned are fetched now.
 
         A broker's thread of the client that has nothing to fetch sleeps up to a second, and no
         resumption wakes it (librdkafka 2.16, read and measured). A seek does, also to where it
-        stands, unless that is 0: then by way of 1. Nothing of that way comes out, as each seek
-        drops what was fetched before.
+        stands, unless that is 0: then by way of 1. No record of that way comes out, as each seek
+        drops what was fetched before; an empty partition's complaint may (1 of 1,000).
         """
         for tp in partitions:
             at = self._positions[tp]
+            if at <= 0:
+                self._detours.add(tp)
             with suppress(KafkaException):  # then it is fetched a second later
                 for offset in (at,) if at > 0 else (1, at):
                     self.consumer.seek(Partition(tp.topic, tp.partition, offset))

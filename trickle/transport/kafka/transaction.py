@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
 
-__all__ = ["Content", "Transactions", "make_producer"]
+__all__ = ["Content", "Transactions", "bare_metadata", "make_producer"]
 
 _LOOK_TIMEOUT = 2.0
 _INCONSISTENT = KafkaError._INCONSISTENT  # pyright: ignore[reportPrivateUsage]
@@ -79,6 +79,17 @@ def make_producer(
         return Producer(settings)
     except KafkaException as error:
         raise configuration_error(error, config) from error
+
+
+def bare_metadata(config: KafkaConfig, log: ClientLog, group: str) -> object:
+    """Return the metadata of a consumer of the group that has not joined: no member is checked.
+
+    For programs that write a group's offsets from outside it.
+    """
+    consumer = Consumer({**config.consumer(ConsumerOptions(group=group, topics=())), "logger": log})
+    metadata = consumer.consumer_group_metadata()
+    bury(consumer)
+    return metadata
 
 
 class Content:
@@ -196,17 +207,8 @@ class Transactions:
         bury(self.client)
 
     def _bare_metadata(self) -> object:
-        """Return the metadata of a consumer of the group that has not joined: no member is checked.
-
-        For programs that write a group's offsets from outside it.
-        """
         if self._bare is None:
-            settings = self._config.consumer(
-                ConsumerOptions(group=self._options.group or "", topics=())
-            )
-            consumer = Consumer({**settings, "logger": self._log})
-            self._bare = consumer.consumer_group_metadata()
-            bury(consumer)
+            self._bare = bare_metadata(self._config, self._log, self._options.group or "")
         return self._bare
 
     def _begin(self) -> None:
