@@ -45,6 +45,7 @@ ROOMS: list[str] = [
     "inboxes",
     "fetcher",
     "calls",
+    "cadence",
     "commit",
     "ticks",
     "agents",
@@ -74,6 +75,7 @@ CLIENTS = {
 
 # Pure modules: no event loop, no client, no clock. Time and positions are arguments.
 PURE = [
+    "trickle.cadence",
     "trickle.exceptions",
     "trickle.ledger",
     "trickle.positions",

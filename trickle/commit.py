@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 import trio
 
+from trickle.cadence import Cadence
 from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
@@ -134,8 +135,6 @@ class Committer(Service):
         self._consumer = consumer
         self._sensor = sensor
         self._transactional = transactional
-        self._interval = interval
-        self._interval_min = interval_min
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._transaction_timeout = transaction_timeout
@@ -144,10 +143,9 @@ class Committer(Service):
         self._lock = trio.Lock()
         self.calls = Calls()
         # When the next commit is due
+        self._cadence = Cadence(interval, interval_min)
+        self._waiting_until = -math.inf
         self._signal = trio.Event()
-        self._since = math.inf
-        self._urgent = False
-        self._last = -math.inf
         self.count = 0
         self._busy: set[Lane] = set()
         # What has settled since the last snapshot
@@ -181,8 +179,10 @@ class Committer(Service):
         task_status.started()
         while True:
             self._signal = trio.Event()
-            if self._due_at() > trio.current_time():
-                with trio.move_on_at(self._due_at()):
+            due_at = math.inf if self.broken is not None else self._cadence.due_at()
+            if due_at > trio.current_time():
+                self._waiting_until = due_at
+                with trio.move_on_at(due_at):
                     await self._signal.wait()
                 continue
             await self.calls.wait_made()
@@ -192,34 +192,27 @@ class Committer(Service):
                 release_frames(error)
                 await self._generation_ended(error)
 
-    def _due_at(self) -> float:
-        if self.broken is not None:
-            return math.inf
-        if self._urgent:
-            return self._last + self._interval_min
-        return self._since + self._interval
-
     @property
     def pending(self) -> bool:
         """Whether something may have to be committed, or a failed commit is being cleared away."""
-        if self._since != math.inf or self.broken is not None:
+        if self._cadence.since != math.inf or self.broken is not None:
             return True
         return self._lock.locked() or bool(self.calls)
 
     def hurry(self) -> None:
         """Commit now, without waiting for any interval."""
-        self._last = -math.inf
-        self._since = min(self._since, trio.current_time())
-        self._urgent = True
-        self._signal.set()
+        self._cadence.hurried = True
+        self._pend()
 
-    def _pend(self, *, urgent: bool = False) -> None:
+    def _pend(self, *, wanted: bool = False) -> None:
         """Something may have to be committed."""
-        if self._since == math.inf:
-            self._since = trio.current_time()
-            self._signal.set()
-        if urgent and not self._urgent:
-            self._urgent = True
+        self._cadence.begin(trio.current_time())
+        self._cadence.wanted |= wanted
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """The next commit may be due sooner than was thought."""
+        if self._cadence.due_at() < self._waiting_until:
             self._signal.set()
 
     # What lanes and ticks say (see streams.settlement)
@@ -255,23 +248,27 @@ class Committer(Service):
             return
         self._ticks.extend(effects)
         self.publish(effects)
-        self._pend(urgent=not self._busy)
+        self._cadence.idle = not self._busy
+        self._pend()
 
     def busy(self, lane: Lane) -> None:
         self._busy.add(lane)
+        self._cadence.idle = False
         self._pend()
 
     def dry(self, lane: Lane) -> None:
         self._busy.discard(lane)
         if self._holder is lane:
             self._pass_on()
-        if not self._busy and self._since != math.inf and self._is_waited_for:
-            self._pend(urgent=True)
+        self._idle()
 
-    @property
-    def _is_waited_for(self) -> bool:
-        """Whether a commit shows something, or sets something off: offsets alone can wait."""
-        return self._transactional or bool(self._after)
+    def _idle(self) -> None:
+        """Nothing is left to do, perhaps, but a commit that shows or sets off something.
+
+        Offsets alone can wait.
+        """
+        self._cadence.idle = not self._busy and (self._transactional or bool(self._after))
+        self._look_again()
 
     def forget(self, lane: Lane) -> None:
         """The lane has ended."""
@@ -282,11 +279,11 @@ class Committer(Service):
     async def room(self, lane: Lane) -> None:
         if self._limit > 1:
             if self._events >= self._limit or self._producer.published_bytes >= self._bytes_max:
-                self._pend(urgent=True)
+                self._pend(wanted=True)
                 await self._room.wait()
             return
         if self._holder is lane:  # its event has settled: a commit of its own
-            self._pend(urgent=True)
+            self._pend(wanted=True)
         while self._limit == 1 and (self._holder is not None or self._events or self._ticks):
             await self._room.wait()
         if self._limit == 1:
@@ -294,7 +291,7 @@ class Committer(Service):
 
     def _crowd(self) -> None:
         self.crowded = True
-        self._pend(urgent=True)
+        self._pend(wanted=True)
 
     def _pass_on(self) -> None:
         self._holder = None
@@ -338,7 +335,7 @@ class Committer(Service):
         started = trio.current_time()
         taken = self._snapshot(releasing)
         if taken.empty:
-            self._last = started
+            self._cadence.committed(started, started)
             if self._limit > 1 or self._holder is None or not self._holder.hand:
                 self._pass_on()  # else the holder's event is still to come
             return
@@ -363,12 +360,13 @@ class Committer(Service):
             self._sensor.table_changed(shard.table, len(changes))
             shard.committed(ends[partition])
         self._producer.release()
-        self._last = trio.current_time()
+        ended = trio.current_time()
+        self._cadence.committed(started, ended)
         self.count += 1
         self._failures = 0
         self._widen()
         self._pass_on()
-        self._sensor.committed(self._last - started, taken.events, len(taken.plan))
+        self._sensor.committed(ended - started, taken.events, len(taken.plan))
         self.calls.add(taken.after)
 
     def _snapshot(self, releasing: frozenset[TopicPartition]) -> _Snapshot:
@@ -393,8 +391,7 @@ class Committer(Service):
         self._events = 0
         self._after, self._ticks = [], []
         self.crowded = self._limit == 1
-        self._urgent = False
-        self._since = trio.current_time() if self._busy else math.inf
+        self._cadence.taken(trio.current_time() if self._busy else math.inf)
         return taken
 
     async def _make_durable(self, taken: _Snapshot) -> Mapping[TopicPartition, int]:
@@ -456,7 +453,7 @@ class Committer(Service):
 
     def overdue(self) -> bool:
         """Tell whether the broker may have ended the transaction by itself, for its age."""
-        return trio.current_time() - self._last >= self._transaction_timeout
+        return self._cadence.since_last(trio.current_time()) >= self._transaction_timeout
 
     @property
     def pause(self) -> float:
@@ -471,7 +468,7 @@ class Committer(Service):
         self._producer.reset()
         self.broken = None
         self.crowded = self._limit == 1
-        self._urgent, self._since = False, math.inf
+        self._cadence.taken(math.inf)
         ticks = self._ticks + self._later
         self._ticks, self._later = [], []
         self._pass_on()
