@@ -36,7 +36,6 @@ from confluent_kafka import TopicPartition as Partition
 from trickle.transport.kafka.batch import KafkaBatch, split
 from trickle.transport.kafka.complaints import Complaints
 from trickle.transport.kafka.config import configuration_error
-from trickle.transport.kafka.errors import OUT_OF_RANGE
 from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
@@ -150,7 +149,6 @@ class Owner:
         self._positions: dict[TopicPartition, int] = {}
         self._held: set[TopicPartition] = set()
         self._asleep: set[TopicPartition] = set()  # those held since they were assigned
-        self._detours: set[TopicPartition] = set()  # those woken by way of 1 (see _wake)
         self._placed: set[TopicPartition] = set()  # what the client itself has assigned
         self._choked = False
         self._full_since: float | None = None
@@ -279,12 +277,7 @@ class Owner:
                 records.append(message)
                 continue
             at = TopicPartition(message.topic() or "", message.partition() or 0)
-            start = self._positions.get(at)
-            if at in self._detours and error.code() in OUT_OF_RANGE and message.offset() == 1:
-                self._detours.discard(at)
-                self.consumer.seek(Partition(at.topic, at.partition, start or 0))
-                continue  # an empty partition has no 1, and nobody wanted to be there
-            refusal = self._complaints.hear(self.consumer, error, message, start)
+            refusal = self._complaints.hear(self.consumer, error, message, self._positions.get(at))
             if refusal is not None:
                 self._hand_over(Entry(self._epoch, [], 0, 0, refusal))
         return records
@@ -340,27 +333,27 @@ class Owner:
         placed = [Partition(tp.topic, tp.partition, at) for tp, at in self._positions.items()]
         waiting: frozenset[TopicPartition] = frozenset()
         if self._incremental:
-            if self._placed:
-                self.consumer.incremental_unassign(_bare(self._placed))
             # All that is owned stays assigned, or the group would think that we gave it back.
             waiting = self.owned - self._positions.keys()
             placed += [Partition(tp.topic, tp.partition, 0) for tp in waiting]
-            if placed:
-                self.consumer.incremental_assign(placed)
-            self._placed = set(self.owned)
-        else:
-            self.consumer.assign(placed)
-        self._epoch = epoch
-        self._detours.clear()
-        self._await_start(placed)
+            if self._placed:
+                self.consumer.incremental_unassign(_bare(self._placed))
+        # The client remembers what an earlier assignment had paused. Resumed now, it is fetched as
+        # it starts; resumed later, nobody would look at it for a second (see _wake).
         silent = waiting | (self._positions.keys() if self._choked else self._held)
-        if silent:
-            self.consumer.pause(_bare(silent))
-        # What an earlier assignment had paused may be remembered by the client.
         running = self._positions.keys() - silent
         if running:
             self.consumer.resume(_bare(running))
-            self._wake(running)
+        if not self._incremental:
+            self.consumer.assign(placed)
+        else:
+            self._placed = set(self.owned)
+            if placed:
+                self.consumer.incremental_assign(placed)
+        self._epoch = epoch
+        self._await_start(placed)
+        if silent:
+            self.consumer.pause(_bare(silent))
         self._asleep = set(self._held)
 
     def _await_start(self, placed: list[Partition]) -> None:
@@ -379,21 +372,25 @@ class Owner:
                 except KafkaException:
                     time.sleep(0.001)
 
-    def _wake(self, partitions: Iterable[TopicPartition]) -> None:
+    def _wake(self, partitions: frozenset[TopicPartition]) -> None:
         """See to it that partitions that have stood still since they were assigned are fetched now.
 
         A broker's thread of the client that has nothing to fetch sleeps up to a second, and no
         resumption wakes it (librdkafka 2.16, read and measured). A seek does, also to where it
-        stands, unless that is 0: then by way of 1. No record of that way comes out, as each seek
-        drops what was fetched before; an empty partition's complaint may (1 of 1,000).
+        stands, unless that is 0; so does a request. (By way of another offset it would be fetched
+        from there for a moment, and where there is none, it would be stopped for good. A logical
+        offset's answer may come late, and be asked for once more: that rewinds it.)
         """
+        asleep = self._positions.keys() - self._held
         for tp in partitions:
             at = self._positions[tp]
-            if at <= 0:
-                self._detours.add(tp)
-            with suppress(KafkaException):  # then it is fetched a second later
-                for offset in (at,) if at > 0 else (1, at):
-                    self.consumer.seek(Partition(tp.topic, tp.partition, offset))
+            if at > 0:
+                asleep.discard(tp)
+                with suppress(KafkaException):  # then it is fetched a second later
+                    self.consumer.seek(Partition(tp.topic, tp.partition, at))
+        if asleep and asleep <= partitions:  # else a fetch may be under way: an answer would wait
+            with suppress(KafkaException):
+                self.consumer.get_watermark_offsets(Partition(*asleep.pop()), _START_PATIENCE)
 
     # Rebalances: called by the client inside poll, consume and close, in this thread
 
