@@ -75,6 +75,9 @@ _OWNED_WITHOUT_NAME = ("_cb", "logger", "on_delivery", "on_commit")
 
 _SHARED: Settings = {
     "log.connection.close": False,  # idle connections end by themselves all the time
+    # The first connection that is really used is made after half of this: 50 ms by default, for
+    # each of the clients that a start makes one after the other.
+    "reconnect.backoff.ms": 20,
     "reconnect.backoff.max.ms": 1_000,  # a broker that was restarted is found within a second
     "socket.keepalive.enable": True,  # half-open connections
     "topic.metadata.propagation.max.ms": 5_000,  # how long a missing topic may yet appear

@@ -58,6 +58,10 @@ __all__ = ["Content", "Transactions", "bare_metadata", "make_producer"]
 
 _LOOK_TIMEOUT = 2.0
 _INCONSISTENT = KafkaError._INCONSISTENT  # pyright: ignore[reportPrivateUsage]
+# The client closes its first connection once it knows the brokers' names. If it then looks for the
+# transaction's coordinator before it has another, it looks again half a second later, one time in
+# ten (librdkafka 2.16). A second question has it connected; about a topic that each cluster has.
+_ANY_TOPIC = "__consumer_offsets"
 _COMMIT_SHARE = 0.6  # of the request timeout; the rest is for a new producer
 
 
@@ -144,6 +148,8 @@ class Transactions:
         caller = Caller()
         client = make_producer(self._config, self._options, self._log)
         try:
+            for _ in range(2):
+                caller.call(deadline, client.list_topics, _ANY_TOPIC)
             caller.call(deadline, client.init_transactions)
         except KafkaException as raised:
             caller.end()
