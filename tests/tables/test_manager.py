@@ -239,7 +239,7 @@ async def test_trimmed_while_it_is_read_it_starts_again(
     async with world.manager(transport=Trimming(world.transport.broker, 2)) as manager:
         shard = (await manager.open(1, 0, TABLES))[counts]
         assert committed(shard) == {"k2": 1, "k3": 1, "k4": 1}
-    assert caplog.text.count("was trimmed while it was read, start again") == 2
+    assert caplog.text.count("was trimmed while it was read; its recovery starts again") == 2
     await world.produce(counts, *((b"k%d" % n, b"1") for n in range(9)))
     world.disk = MemoryDisk()
     async with world.manager(transport=Trimming(world.transport.broker, 99)) as manager:

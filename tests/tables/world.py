@@ -37,11 +37,16 @@ class World:
 
     @asynccontextmanager
     async def manager(
-        self, store: Store | None = None, transport: Any = None, **options: Any
+        self,
+        store: Store | None = None,
+        transport: Any = None,
+        *,
+        transactional: bool = False,
+        **options: Any,
     ) -> AsyncGenerator[TableManager]:
         manager = TableManager(
             transport or self.transport, store or MemoryStore(self.disk), TABLES,
-            transactional=False, **options,
+            transactional=transactional, **options,
         )  # fmt: skip
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)

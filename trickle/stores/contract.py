@@ -62,10 +62,13 @@ class Position(NamedTuple):
     """How far a table's data go: all of the changelog before ``offset`` is in them.
 
     ``topic_id`` is the changelog's identity: an offset means nothing in another topic.
+    ``acknowledged`` says that the record before ``offset`` is the last one of a commit that the
+    broker acknowledged, and that nobody has read it back yet.
     """
 
     topic_id: str
     offset: int
+    acknowledged: bool = False
 
 
 class TableWrite(msgspec.Struct, frozen=True, kw_only=True):

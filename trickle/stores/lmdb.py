@@ -73,6 +73,7 @@ class _Meta(msgspec.Struct):
 
     topic_id: str
     offset: int
+    acknowledged: bool = False
 
 
 def _pack(key: bytes, stored: bytes, value: bytes) -> bytes:
@@ -177,7 +178,7 @@ class _Handle:
                 raw = txn.get(f"table:{name}".encode())
                 if raw is not None:
                     meta = msgspec.json.decode(raw, type=_Meta)
-                    table.position = Position(meta.topic_id, meta.offset)
+                    table.position = Position(meta.topic_id, meta.offset, meta.acknowledged)
 
     def unreadable(self, error: lmdb.Error) -> StoreError:
         return StoreError(

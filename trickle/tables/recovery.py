@@ -10,6 +10,11 @@ A position means nothing where the changelog is another topic than the one that 
 where it lies beyond the end, or before what the changelog still holds. Then the table is built
 anew from the changelog's beginning, and a warning says why. So it is, too, where the changelog was
 trimmed while it was read: what was read before may not be in it any more.
+
+And a broker may acknowledge a commit, lose its markers in a restart, and have it aborted after all
+(see :mod:`trickle.transport.kafka.again`). So what a commit has put into a store is *proven* by the
+next recovery: it reads the last record of that commit once more. Where that is missing, the table
+is built anew. (A compacted changelog may have dropped it for a later one: then that was no harm.)
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from trickle.exceptions import OffsetOutOfRange, RecoveryError, TopicError
+from trickle.exceptions import BrokerUnavailable, OffsetOutOfRange, RecoveryError, TopicError
 from trickle.stores.contract import (
     FORMAT_VERSION,
     Environment,
@@ -56,6 +61,11 @@ MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, byte
 _WRITE_RECORDS = 20_000
 _REPORT_INTERVAL = 5.0
 _ATTEMPTS = 5
+_TRIMMED = "the changelog was trimmed while it was read"
+_UNPROVEN = (
+    "the changelog lacks the last record of what is stored: its commit was acknowledged and did "
+    "not come to be, or it was compacted away since"
+)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -65,11 +75,13 @@ class Plan(msgspec.Struct, frozen=True):
         start: the offset to read from.
         end: the offset to read up to.
         rebuild: why what is stored is dropped first; None where it is kept.
+        proof: the record at ``start`` is stored, and has to be there.
     """
 
     start: int
     end: int
     rebuild: str | None = None
+    proof: bool = False
 
 
 def plan_recovery(
@@ -97,6 +109,8 @@ def plan_recovery(
         return Plan(
             low, high, f"it goes up to {position.offset:,}, and the changelog begins at {low:,}"
         )
+    if markers and position.acknowledged and low < position.offset < high:
+        return Plan(position.offset - 1, high, proof=True)
     return Plan(max(position.offset, low), high)
 
 
@@ -197,24 +211,27 @@ async def recover(
         RecoveryError: no progress, a changelog is missing, or is trimmed again and again.
     """
     wrote = False
-    for number in range(_ATTEMPTS):
+    afresh: str | None = None
+    for _ in range(_ATTEMPTS):
         attempt = _Attempt(
             transport, environment, tables, count, partition, timeout, markers,
-            unblock=unblock, afresh=number > 0,
+            unblock=unblock, afresh=afresh,
         )  # fmt: skip
         try:
-            complete = await attempt.run(report)
+            afresh = await attempt.run(report)
         except OffsetOutOfRange:
-            complete = False
+            afresh = _TRIMMED
         finally:
             report(None)
             wrote |= attempt.wrote
-        if complete:
+        if afresh is None:
             return Recovered(attempt.topic_ids, wrote, attempt.records)
         logger.warning(
-            "partition %d of %s: the changelog was trimmed while it was read, start again",
-            partition, ", ".join(tables),
-        )  # fmt: skip
+            "partition %d of %s: %s; its recovery starts again",
+            partition,
+            ", ".join(tables),
+            afresh,
+        )
     raise RecoveryError(
         f"partition {partition} of the tables {', '.join(tables)}: the changelog was trimmed "
         f"while it was read, {_ATTEMPTS} times; a changelog must be compacted, not deleted: set "
@@ -236,7 +253,7 @@ class _Attempt:
         markers: bool,
         *,
         unblock: Callable[[], Awaitable[None]] | None,
-        afresh: bool,
+        afresh: str | None,
     ) -> None:
         self._transport = transport
         self._environment = environment
@@ -254,9 +271,10 @@ class _Attempt:
         self._plans: dict[TopicPartition, Plan] = {}
         self._pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
         self._clear: set[TopicPartition] = set()
+        self._unproven: set[TopicPartition] = set()
 
-    async def run(self, report: Callable[[RecoveryProgress | None], None]) -> bool:
-        """Read to the end; return False where the changelog was trimmed meanwhile."""
+    async def run(self, report: Callable[[RecoveryProgress | None], None]) -> str | None:
+        """Read to the end; return why another attempt has to begin with nothing, if one has to."""
         admin = self._transport.admin
         await self._identify()
         before = await admin.watermarks(self._at.keys())
@@ -265,14 +283,15 @@ class _Attempt:
         if wanted:
             starts = {at: self._plans[at].start for at in wanted}
             async with self._transport.reader(starts) as reader:
-                await self._read(reader, wanted, report)
+                if not await self._read(reader, wanted, report):
+                    return _UNPROVEN
                 positions = dict(reader.positions())
             await self._write(positions)
             after = await admin.watermarks(list(wanted))
             if any(after[at].low > self._plans[at].start for at in wanted):
-                return False
+                return _TRIMMED
         await self._write({at: plan.start for at, plan in self._plans.items() if at not in wanted})
-        return True
+        return None
 
     async def _identify(self) -> None:
         infos = await find_topics(self._transport.admin, list(self._tables.values()))
@@ -288,12 +307,14 @@ class _Attempt:
     def _plan(self, marks: Mapping[TopicPartition, Watermarks]) -> None:
         for at, name in self._at.items():
             position = self._environment.tables[name].position
-            if self._afresh:
-                self._plans[at] = Plan(marks[at].low, marks[at].high, "trimmed while it was read")
+            if self._afresh is not None:
+                self._plans[at] = Plan(marks[at].low, marks[at].high, self._afresh)
                 self._clear.add(at)
                 continue
             plan = plan_recovery(position, self.topic_ids[name], marks[at], markers=self._markers)
             self._plans[at] = plan
+            if plan.proof:
+                self._unproven.add(at)
             if plan.rebuild is not None:
                 self._clear.add(at)
                 logger.warning(
@@ -306,22 +327,25 @@ class _Attempt:
         reader: Reader,
         wanted: Mapping[TopicPartition, int],
         report: Callable[[RecoveryProgress | None], None],
-    ) -> None:
-        """Read up to the ends."""
+    ) -> bool:
+        """Read up to the ends; return False where a record that is stored is not there."""
         started = last_report = time.monotonic()
         total = sum(end - self._plans[at].start for at, end in wanted.items())
         held = 0
         while any(reader.positions()[at] < end for at, end in wanted.items()):
             batches = await self._fetch(reader, wanted)
             for batch in batches:
+                at = TopicPartition(batch.topic, batch.partition)
                 pairs = changelog_pairs(batch)
-                self._pending.setdefault(TopicPartition(batch.topic, batch.partition), []).extend(
-                    pairs
-                )
+                if at in self._unproven and batch.offset(0) == self._plans[at].start:
+                    self._unproven.discard(at)
+                    del pairs[0]  # it is stored
+                self._pending.setdefault(at, []).extend(pairs)
                 held += len(pairs)
-                name = self._at[TopicPartition(batch.topic, batch.partition)]
-                self.records[name] = self.records.get(name, 0) + len(pairs)
+                self.records[self._at[at]] = self.records.get(self._at[at], 0) + len(pairs)
             positions = reader.positions()
+            if any(positions[at] > self._plans[at].start for at in self._unproven):
+                return False
             now = time.monotonic()
             done = sum(positions[at] - self._plans[at].start for at in wanted)
             progress = self._progress(done, total, now - started)
@@ -337,13 +361,17 @@ class _Attempt:
             if held >= _WRITE_RECORDS:
                 held = 0
                 await self._write(dict(positions))
+        return True
 
     async def _fetch(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> Sequence[Batch]:
         patience = self._timeout
         if self._unblock is not None:
             with trio.move_on_after(patience / 3):
                 return await reader.fetch()
-            await self._unblock()
+            try:
+                await self._unblock()
+            except BrokerUnavailable as error:
+                logger.warning("recovery waits: %s", error)
             patience *= 2 / 3
         with trio.move_on_after(patience):
             return await reader.fetch()

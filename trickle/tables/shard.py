@@ -438,7 +438,7 @@ class Shard(Generic[K, V]):
         self.unstored.update(self.committing)
         self.committing = {}
         self.size_committed = self._size_committing
-        self.position = Position(self.topic_id, offset)
+        self.position = Position(self.topic_id, offset, acknowledged=True)
         if self.changed is not None:
             self.changed()
 

@@ -41,7 +41,7 @@ __all__ = ["KafkaConsumer", "as_partitions", "open_consumer"]
 
 _CLOSE_TIMEOUT = 5.0  # seconds for leaving the group; a dead broker would hold us for 40
 _RETIRE_TIMEOUT = 2.0
-_FETCH_RECORDS = 2_000  # one fetch returns about so many where so many are ready
+_FETCH_RECORDS = 6_000  # one fetch returns about so many where so many are ready
 
 
 class KafkaConsumer:

@@ -52,8 +52,8 @@ __all__ = ["Entry", "Epoch", "KafkaMember", "Kind", "Notice", "Owner"]
 logger = logging.getLogger("trickle.transport.kafka")
 
 _POLL = 0.01  # seconds: how long a command may have to wait on an idle topic
-_CONSUME_MAX = 1_000
-_READY_RECORDS = 4_000  # kept ready for Trio's side: more has left the CPU's cache by then
+_CONSUME_MAX = 4_000  # each hand-over costs two waits for the interpreter's lock
+_READY_RECORDS = 12_000  # kept ready for Trio's side
 _FULL_WAIT = 0.02  # seconds between two looks whether half was taken, where nobody says so
 _PATIENCE = 1.0  # seconds without a poll before the partitions are paused instead
 _START_PATIENCE = 2.0  # seconds until an assignment is left to itself
