@@ -50,6 +50,7 @@ ROOMS: list[str] = [
     "ticks",
     "agents",
     "lanes",
+    "fences",
     "conductor",
     "topology",
     "definitions",
@@ -77,6 +78,7 @@ CLIENTS = {
 PURE = [
     "trickle.cadence",
     "trickle.exceptions",
+    "trickle.fences",
     "trickle.ledger",
     "trickle.positions",
     "trickle.tables.standby_plan",

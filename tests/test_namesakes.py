@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
 
-import msgspec
 import pytest
-import trio
 from trio.testing import MockClock
 
 import trickle
@@ -17,9 +13,6 @@ from trickle.namesakes import program_of
 from trickle.run import Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.testing.simulation import Simulation
-from trickle.transport.memory import MemoryTransport
-from trickle.transport.memory.transport import MemoryAdmin
-from trickle.types import TopicPartition
 
 
 def make_app(agent: str, topic: str = "numbers") -> tuple[trickle.App, trickle.Topic[int, str]]:
@@ -99,44 +92,3 @@ def test_a_program_is_its_agents_and_what_they_read() -> None:
     assert program_of({"a": ["x", "y"], "b": []}) == program_of({"b": [], "a": ["y", "x"]})
     different = [{"a": ["x"]}, {"a": ["y"]}, {"b": ["x"]}, {"a": ["x", "y"]}, {}]
     assert len({program_of(agents) for agents in different}) == len(different)
-
-
-class Forgetful(MemoryAdmin):
-    """It sees nobody in any group."""
-
-    async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
-        await trio.lowlevel.checkpoint()
-        return {}
-
-
-class Forgotten(MemoryTransport):
-    """Its clients are no members as far as the broker can tell."""
-
-    @property
-    def admin(self) -> MemoryAdmin:
-        return Forgetful(self.broker)
-
-
-async def test_a_worker_that_does_not_come_back_into_its_group_ends(mock_clock: MockClock) -> None:
-    """Its client waits for ever for something, as was seen after restarts of a broker."""
-    app, _ = make_app("one")
-    forgotten, _ = make_app("one")
-
-    @asynccontextmanager
-    async def transport() -> AsyncGenerator[MemoryTransport]:
-        await trio.lowlevel.checkpoint()
-        yield Forgotten(t.broker)
-
-    lived: list[int] = []
-    async with testing.run(app, workers=3) as t:
-        resolved = forgotten.resolve(broker="memory://testing", store="memory://", web=False)
-        around = surroundings(t, "forgotten")
-        around = msgspec.structs.replace(around, transport=transport)
-        with pytest.raises(ExceptionGroup) as caught:
-            async with open_run(forgotten.definitions(), resolved, surroundings=around):
-                await t.advance(60)
-                lived.append(60)
-                await t.advance(60)
-    assert lived == [60]
-    matching = caught.value.subgroup(lambda error: "not come back for 70 s" in str(error))
-    assert matching is not None

@@ -18,7 +18,6 @@ still being opened cancels the opening first.
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -36,6 +35,7 @@ from trickle.exceptions import (
     ProducerFenced,
     TrickleError,
 )
+from trickle.fences import Fences
 from trickle.inboxes import Inboxes
 from trickle.lanes import lanes_of
 from trickle.positions import Positions
@@ -112,7 +112,7 @@ class Conductor(Service):
         self._opening = trio.CancelScope()
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._epoch = 0
-        self._assigned_at, self._fences = -math.inf, 0  # fences since then
+        self._fences = Fences(session_timeout)
         self._moved = trio.Event()
         self._stale = False
         self._scopes: dict[tuple[int, int], Scope] = {}
@@ -141,7 +141,7 @@ class Conductor(Service):
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """These are ours now: open them, without keeping the driver waiting."""
         self._assigned = partitions
-        self._assigned_at, self._fences = trio.current_time(), 0
+        self._fences.assigned(trio.current_time())
         self._epoch += 1
         if not self._closed:
             self.nursery.start_soon(self._open, partitions, self._epoch)
@@ -364,7 +364,8 @@ class Conductor(Service):
         if isinstance(failure, ProducerFenced):
             self._stale = True  # the next assignment begins by taking the transactional id back
         if failure is not None:
-            fenced = isinstance(failure, ProducerFenced) and self._may_be_fenced()
+            fenced = isinstance(failure, ProducerFenced)
+            fenced = fenced and self._fences.excused(trio.current_time())
             if last and not (fenced or failure.superseded):
                 raise failure
             logger.warning(
@@ -419,7 +420,7 @@ class Conductor(Service):
                 return  # a rebalance came first, and has cleared away
             logger.warning("a commit failed, its events run again: %s", error)
             if not fenced:  # whatever it is, it may delay others as well
-                self._assigned_at = trio.current_time()
+                self._fences.delayed(trio.current_time())
             lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
             await self._cancel(lanes)
             # Whoever fenced us has the id until the next assignment is opened.
@@ -438,26 +439,16 @@ class Conductor(Service):
             self.nursery.start_soon(self._open_later, self._assigned, self._epoch, pause)
 
     async def _lost_membership(self) -> bool:
-        """Tell whether this worker was fenced because it had lost its place in the group."""
-        if self._stale:
-            return True
-        if self._may_be_fenced():
-            self._fences += 1
+        """Tell whether this worker was fenced because it had lost its place in the group.
+
+        Or for another reason than that it has a twin.
+        """
+        if self._stale or self._fences.excused(trio.current_time()):
             return True
         with trio.move_on_after(self._session_timeout):
             await self._moved.wait()
             return True
         return False
-
-    def _may_be_fenced(self) -> bool:
-        """Tell whether others may be fencing this worker who are no twins of it.
-
-        They were given partitions when we were, and some may still bear our name, or that of a
-        process that had our id before us, and was killed. They may be late, for the same reasons
-        for which our commits fail.
-        """
-        lately = trio.current_time() - self._assigned_at < self._session_timeout + OTHERS_OPEN_S
-        return lately and self._fences < RENEWALS_MAX
 
     async def out_of_range(self, error: OffsetOutOfRange) -> None:
         """A position is not held any more: drain, commit, and open the assignment again.
@@ -492,4 +483,3 @@ class Conductor(Service):
 CANCEL_TIMEOUT_S = 2.0
 BROKER_PAUSE_S = 1.0
 RENEWALS_MAX = 5
-OTHERS_OPEN_S = 30.0

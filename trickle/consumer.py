@@ -98,6 +98,7 @@ class Consumer(Service):
         self._ended_at = -math.inf
         self._may_look = True
         self._placed_at = math.inf  # when this worker was last seen in its group
+        self._looked_at = math.inf  # and when the group was
 
     @property
     def client(self) -> ConsumerClient:
@@ -124,7 +125,7 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
-            self._placed_at = trio.current_time()
+            self._placed_at = self._looked_at = trio.current_time()
             counts = {name: self._topics[name].partitions for name in self._options.topics}
             namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
             while True:
@@ -153,12 +154,18 @@ class Consumer(Service):
     def _check_place(self, members: Mapping[str, object]) -> None:
         """See that this worker is in its group, or soon again.
 
+        Its patience begins anew where the group could not be looked at for a while: the broker was
+        away, or the process stood still, and the client needs its time to come back.
+
         Raises:
             TransportError: the broker is well, and the client does not come back.
         """
         now = trio.current_time()
+        away = now - self._looked_at > 2 * LAG_INTERVAL_S
+        self._looked_at = now
         name = self.client.member_id
-        if self._committed or not name or name in members:  # it may be joining for the first time
+        # Without a name it is joining for the first time.
+        if away or self._committed or not name or name in members:
             self._placed_at = now
         patience = 2 * self._options.rebalance_timeout
         if now - self._placed_at > patience:
@@ -317,7 +324,7 @@ class Consumer(Service):
             ]
             latest = await admin.committed(group, places, stable=False)
             named = {read_positions(offset).committer for offset in latest.values() if offset}
-            for committer in sorted(named | {self.committer_id} - {""}):
+            for committer in sorted((named | {self.committer_id}) - {""}):
                 logger.warning(
                     "a transaction that nobody has ended blocks this group: what %s may have left "
                     "open is aborted once more, in all of the app's topics", committer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,12 +13,20 @@ from trio.testing import MockClock
 
 from tests.tables.helpers import Lane
 from tests.tables.world import COUNTS_0, TABLES, World, counts, names
-from trickle.exceptions import RecoveryError, StoreError, TableReadOnlyError, TopicError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    RecoveryError,
+    StoreError,
+    TableReadOnlyError,
+    TopicError,
+)
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.tables import HOLDER, CacheLimits, Shard, TableManager
 from trickle.tables.recovery import MIGRATIONS
+from trickle.transport.contract import Watermarks
 from trickle.transport.memory import MemoryBroker, MemoryTransport
 from trickle.transport.memory.consumer import MemoryReader
+from trickle.transport.memory.transport import MemoryAdmin
 from trickle.transport.shared import RecordBatch
 from trickle.types import TopicPartition
 
@@ -262,12 +270,35 @@ class Blocked(MemoryReader):
         return await super().fetch()
 
 
-class Stuck(MemoryTransport):
-    """Its readers hand out no record until an event is set."""
+class Pending(MemoryAdmin):
+    """Nothing is stable until an event is set."""
 
-    def __init__(self, broker: MemoryBroker, ended: trio.Event | None = None) -> None:
+    def __init__(self, broker: MemoryBroker, ended: trio.Event) -> None:
+        super().__init__(broker)
+        self._ended = ended
+
+    async def watermarks(
+        self, partitions: Collection[TopicPartition], *, stable: bool = False
+    ) -> Mapping[TopicPartition, Watermarks]:
+        marks = await super().watermarks(partitions)
+        if not stable or self._ended.is_set():
+            return marks
+        return {at: Watermarks(low, low) for at, (low, _) in marks.items()}
+
+
+class Stuck(MemoryTransport):
+    """Its readers hand out no record until an event is set: a transaction is open, or not."""
+
+    def __init__(
+        self, broker: MemoryBroker, ended: trio.Event | None = None, *, pending: bool = True
+    ) -> None:
         super().__init__(broker)
         self._ended = trio.Event() if ended is None else ended
+        self._pending = pending
+
+    @property
+    def admin(self) -> MemoryAdmin:
+        return Pending(self.broker, self._ended) if self._pending else super().admin
 
     @asynccontextmanager
     async def reader(
@@ -300,6 +331,38 @@ async def test_what_blocks_a_recovery_is_ended_before_its_patience_is(
         shards = await manager.open(1, 0, TABLES)
         assert [at - began for at in asked] == [pytest.approx(10)]
         assert shards[counts].read_committed("a") == 1
+
+
+@pytest.mark.parametrize("pending", [False, True])
+async def test_a_recovery_ends_nothing_where_nothing_is_open_nor_fails_by_trying(
+    autojump_clock: MockClock, pending: bool
+) -> None:
+    """The partition's leader may be away, or slow; or the broker does not answer what ends it."""
+    world = World()
+    await world.declare()
+    await world.produce(counts, (b"a", b"1"))
+    ended = trio.Event()
+    asked: list[float] = []
+
+    async def unblock() -> None:
+        asked.append(trio.current_time())
+        raise BrokerUnavailable("away")
+
+    transport = Stuck(world.transport.broker, ended, pending=pending)
+    async with (
+        world.manager(transport=transport, recovery_timeout=30) as manager,
+        trio.open_nursery() as nursery,
+    ):
+        manager.unblock = unblock
+
+        async def end() -> None:
+            await trio.sleep(25)
+            ended.set()
+
+        nursery.start_soon(end)
+        shards = await manager.open(1, 0, TABLES)
+        assert shards[counts].read_committed("a") == 1
+        assert len(asked) == pending
 
 
 async def test_recovery_without_progress_fails_in_time(autojump_clock: MockClock) -> None:

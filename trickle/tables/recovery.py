@@ -369,7 +369,8 @@ class _Attempt:
             with trio.move_on_after(patience / 3):
                 return await reader.fetch()
             try:
-                await self._unblock()
+                if await self._is_blocked(reader, wanted):
+                    await self._unblock()
             except BrokerUnavailable as error:
                 logger.warning("recovery waits: %s", error)
             patience *= 2 / 3
@@ -385,6 +386,13 @@ class _Attempt:
             f"({stuck}): is the broker well, is a transaction left open? recovery_timeout= gives "
             "it more time"
         )
+
+    async def _is_blocked(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> bool:
+        """Tell whether an open transaction is what keeps records from being read."""
+        positions = reader.positions()
+        left = [at for at, end in wanted.items() if positions[at] < end]
+        stable = await self._transport.admin.watermarks(left, stable=True)
+        return any(stable[at].high <= positions[at] for at in left)
 
     def _progress(self, done: int, total: int, elapsed: float) -> RecoveryProgress:
         rate = done / elapsed if elapsed > 0 else 0.0

@@ -411,9 +411,14 @@ class Admin(Protocol):
         ...
 
     async def watermarks(
-        self, partitions: Collection[TopicPartition]
+        self, partitions: Collection[TopicPartition], *, stable: bool = False
     ) -> Mapping[TopicPartition, Watermarks]:
-        """Return low and high watermarks; the high one counts records not yet committed too."""
+        """Return low and high watermarks; the high one counts records not yet committed too.
+
+        Args:
+            stable: instead of the high watermark return the last stable offset: no reader of
+                committed records comes past it for now.
+        """
         ...
 
     async def committed(

@@ -133,9 +133,10 @@ class LogAdmin:
         return topic.number, head
 
     async def watermarks(
-        self, partitions: Collection[TopicPartition]
+        self, partitions: Collection[TopicPartition], *, stable: bool = False
     ) -> Mapping[TopicPartition, Watermarks]:
-        """Return low and high watermarks."""
+        """Return low and high watermarks; all that is there is stable."""
+        del stable
         await trio.lowlevel.checkpoint()
         with self._hub.environment.read() as txn:
             heads = {place: self._head(txn, place)[1] for place in partitions}

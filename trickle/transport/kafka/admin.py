@@ -275,22 +275,23 @@ class KafkaAdmin:
                 ) from raised
 
     async def watermarks(
-        self, partitions: Collection[TopicPartition]
+        self, partitions: Collection[TopicPartition], *, stable: bool = False
     ) -> Mapping[TopicPartition, Watermarks]:
         """Return low and high watermarks; the high one counts records not yet committed too."""
         if not partitions:
             return {}
-        return await self._run("asking for watermarks", self._watermarks, partitions)
+        isolation = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
+        return await self._run("asking for watermarks", self._watermarks, partitions, isolation)
 
     def _watermarks(
-        self, timeout: float, partitions: Collection[TopicPartition]
+        self, timeout: float, partitions: Collection[TopicPartition], isolation: IsolationLevel
     ) -> dict[TopicPartition, Watermarks]:
         deadline = time.monotonic() + timeout
         ends: list[dict[TopicPartition, int]] = []
         for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
             answers = self._client.list_offsets(
                 {Partition(tp.topic, tp.partition): spec for tp in partitions},
-                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                isolation_level=isolation,
                 request_timeout=_left(deadline),
             )
             found: dict[TopicPartition, int] = {}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELD_BACK", "abort_again"]
 
-HELD_BACK: Mapping[str, str | int] = {"linger.ms": 5_000}
+HELD_BACK: Mapping[str, str | int] = {"linger.ms": 5_000, "message.timeout.ms": 10_000}
 """Options of the producer: records wait for the abort."""
 
 _TOLD = 1.0  # seconds within which the coordinator is told of all places

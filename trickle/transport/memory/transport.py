@@ -155,9 +155,10 @@ class MemoryAdmin:
         self._broker.notify()
 
     async def watermarks(
-        self, partitions: Collection[TopicPartition]
+        self, partitions: Collection[TopicPartition], *, stable: bool = False
     ) -> Mapping[TopicPartition, Watermarks]:
-        """Return low and high watermarks."""
+        """Return low and high watermarks; all that is there is stable."""
+        del stable
         await trio.lowlevel.checkpoint()
         self._broker.check_available()
         logs = {partition: self._broker.log(partition) for partition in partitions}

@@ -1,0 +1,137 @@
+"""A worker's place in its group: lost for good it ends, and in no other case."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trickle
+from trickle import testing
+from trickle.exceptions import BrokerUnavailable
+from trickle.run import Surroundings, open_run
+from trickle.stores.memory import MemoryDisk, MemoryStore
+from trickle.testing.simulation import Simulation
+from trickle.transport.memory import MemoryTransport
+from trickle.transport.memory.transport import MemoryAdmin
+from trickle.types import TopicPartition
+
+
+def make_app() -> tuple[trickle.App, trickle.Topic[int, str]]:
+    app = trickle.App("shared")
+    source = app.topic("numbers", key=str, value=int, partitions=3)
+
+    @app.agent(source, name="one")
+    async def handle(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    del handle
+    return app, source
+
+
+class Moment:
+    """What the broker says of the group now.
+
+    Attributes:
+        away: it says nothing.
+        empty: it sees nobody in the group.
+    """
+
+    def __init__(self) -> None:
+        self.away = False
+        self.empty = False
+
+
+@asynccontextmanager
+async def a_fourth_worker(t: Simulation, moment: Moment) -> AsyncGenerator[None]:
+    """Run one that gets no partition, and sees of its group what the moment says."""
+
+    class Admin(MemoryAdmin):
+        async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
+            found = await super().members(group)
+            if moment.away:
+                raise BrokerUnavailable("away")
+            return {} if moment.empty else found
+
+    class Transport(MemoryTransport):
+        @property
+        def admin(self) -> MemoryAdmin:
+            return Admin(self.broker)
+
+    @asynccontextmanager
+    async def transport() -> AsyncGenerator[MemoryTransport]:
+        await trio.lowlevel.checkpoint()
+        yield Transport(t.broker)
+
+    app, _ = make_app()
+    resolved = app.resolve(broker="memory://testing", store="memory://", web=False)
+    around = Surroundings(
+        transport=transport, store=lambda: MemoryStore(MemoryDisk()), name="fourth"
+    )
+    async with open_run(app.definitions(), resolved, surroundings=around):
+        yield
+
+
+async def test_a_worker_that_does_not_come_back_into_its_group_ends(mock_clock: MockClock) -> None:
+    """Its client waits for ever for something, as was seen after restarts of a broker."""
+    app, _ = make_app()
+    moment = Moment()
+    moment.empty = True
+    lived: list[int] = []
+    async with testing.run(app, workers=3) as t:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with a_fourth_worker(t, moment):
+                await t.advance(60)
+                lived.append(60)
+                await t.advance(60)
+    assert lived == [60]
+    matching = caught.value.subgroup(lambda error: "not come back for 70 s" in str(error))
+    assert matching is not None
+
+
+async def test_after_a_broker_was_away_a_worker_has_its_time_to_come_back(
+    mock_clock: MockClock,
+) -> None:
+    """Its session has ended meanwhile, and the first look finds it on its way into the group."""
+    app, _ = make_app()
+    moment = Moment()
+    async with testing.run(app, workers=3) as t, a_fourth_worker(t, moment):
+        await t.advance(35)
+        moment.away = True
+        await t.advance(120)
+        moment.away, moment.empty = False, True
+        await t.advance(45)
+        moment.empty = False
+        await t.advance(100)
+        assert len(t.runs()) == 3
+
+
+@pytest.mark.parametrize("age", [10, 120])
+async def test_healthy_workers_go_on_when_what_a_broker_forgot_is_ended(
+    mock_clock: MockClock, age: int
+) -> None:
+    """Whoever does it fences all of the group, itself too."""
+    app, source = make_app()
+    async with testing.run(app, workers=2) as t:
+
+        async def send(seconds: int) -> None:
+            for number in range(seconds):
+                for partition in range(3):
+                    await t.send(source, number, key="k", partition=partition)
+                await t.advance(1)
+
+        await send(age)
+        one, other = t.runs()
+        assert one.consumer is not None
+        assert one.consumer.positions()
+        await one.consumer.end_forgotten()
+        await send(20)
+        await t.settled()
+        assert t.runs() == [one, other]
+        for run in (one, other):
+            assert run.consumer is not None
+            assert {at.offset for at in run.consumer.positions().values()} == {age + 20}
