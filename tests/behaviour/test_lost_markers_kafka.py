@@ -1,0 +1,100 @@
+"""A commit that the broker acknowledges and then forgets: each event counts once all the same.
+
+Kafka 4.3.1 with one broker: its coordinator has acknowledged the commit before it sends the
+markers, by way of its own listener for brokers. Killed before that, and started again, it takes the
+partitions for deleted as long as they have no leader, and calls the transaction complete without
+any marker; or it sends them after all. Both are seen here.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+import trio
+from confluent_kafka import Producer
+
+import trickle
+from tests.faults.proxy import Proxy
+from tests.kafka_broker import KafkaBroker
+from trickle.run import Run, Surroundings, open_run
+from trickle.stores.memory import MemoryDisk, MemoryStore
+from trickle.transport.kafka import transaction
+
+pytestmark = pytest.mark.kafka
+
+LIMIT = 60.0
+
+
+class Worker:
+    """An app that counts, on a disk that outlives it."""
+
+    def __init__(self, broker: KafkaBroker, disk: MemoryDisk) -> None:
+        self.app = trickle.App("app")
+        source = self.app.topic("source", key=str, value=int, partitions=1)
+        self.counts = self.app.table("counts", key=str, value=int, default=int, source=source)
+
+        @self.app.agent(source)
+        async def count(stream: trickle.Stream[int, str]) -> None:
+            async for key, _ in stream.items():
+                self.counts[key] += 1
+
+        del count
+        self.resolved = self.app.resolve(
+            broker=broker.url, web=False, store="memory://", broker_timeout=8, session_timeout=6
+        )
+        self.surroundings = Surroundings(store=lambda: MemoryStore(disk), name="worker")
+
+    def open(self) -> AbstractAsyncContextManager[Run]:
+        return open_run(self.app.definitions(), self.resolved, surroundings=self.surroundings)
+
+    async def until(self, live: Run, count: int) -> None:
+        assert live.tables is not None
+        while [s.read_committed("k") for s in live.tables.shards_of(self.counts)] != [count]:
+            await trio.sleep(0.05)  # noqa: ASYNC110 - what is committed tells nobody
+
+
+async def test_what_is_acknowledged_and_forgotten_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk, proxy = MemoryDisk(), Proxy()
+    armed = False
+
+    def hold_markers(name: str) -> None:
+        if armed and name == "commit-offsets-sent":
+            time.sleep(0.6)  # in the producer's thread: its records are delivered meanwhile
+            proxy.hold()
+
+    monkeypatch.setattr(transaction, "fail_point", hold_markers)
+    with KafkaBroker({"inter.broker.listener.name": "PROXIED"}, behind=proxy.port) as broker:
+        proxy.target = broker.inner_port
+        producer = Producer({"bootstrap.servers": broker.address})
+
+        async def send() -> None:
+            producer.produce("source", b"1", b"k", 0)
+            assert await trio.to_thread.run_sync(producer.flush, 10) == 0
+
+        worker = Worker(broker, disk)
+        with trio.fail_after(LIMIT), pytest.raises(ExceptionGroup):
+            async with worker.open() as live:
+                await send()
+                await worker.until(live, 1)
+                armed = True
+                await send()
+                await worker.until(live, 2)
+                assert live.tables is not None
+                await live.tables.flush()
+                armed = False
+                await trio.to_thread.run_sync(broker.kill)
+                raise RuntimeError("the worker dies as well")
+        proxy.cut()
+        proxy.heal()
+        await trio.to_thread.run_sync(broker.start)
+        worker = Worker(broker, disk)
+        with trio.fail_after(LIMIT):
+            async with worker.open() as live:
+                await worker.until(live, 2)
+                await send()
+                await worker.until(live, 3)
+    proxy.close()
