@@ -51,8 +51,9 @@ class Worker:
 
     async def until(self, live: Run, count: int) -> None:
         assert live.tables is not None
-        while [s.read_committed("k") for s in live.tables.shards_of(self.counts)] != [count]:
-            await trio.sleep(0.05)  # noqa: ASYNC110 - what is committed tells nobody
+        shards = live.tables.shards_of
+        while [s.read_committed("k") for s in shards(self.counts)] != [count]:  # noqa: ASYNC110
+            await trio.sleep(0.05)
 
 
 async def test_what_is_acknowledged_and_forgotten_counts_once(
