@@ -176,12 +176,12 @@ class Shard(Generic[K, V]):
 
     def _load(self, mark: Any) -> Any:
         cell = self.old.get(mark, MISSING)
-        if cell is MISSING and self.event:
-            cell = self.event.get(mark, MISSING)
-        if cell is MISSING:
+        if cell is MISSING and mark in self.event:
+            cell = self.event[mark]
+        elif cell is MISSING:
             cell = self._layered(mark)
-        if cell is MISSING:
-            cell = self._stored_cell(mark)
+            if cell is MISSING:
+                cell = self._stored_cell(mark)
         self._remember(mark, cell)
         return cell
 
@@ -191,7 +191,9 @@ class Shard(Generic[K, V]):
             return self.dirty[mark]
         if mark in self.committing:
             return self.committing[mark]
-        return self._committed_layered(mark)
+        if mark in self.unstored:
+            return self.unstored[mark]
+        return self.storing.get(mark, MISSING)
 
     def _committed_layered(self, mark: Any) -> Any:
         """Return the committed cell of a key that the store may lack."""
@@ -339,11 +341,13 @@ class Shard(Generic[K, V]):
 
     def read(self, turn: Turn, key: K) -> V | Marker:
         """Return a key's value as the turn's event sees it, ABSENT where there is none."""
-        mark = self.keys.mark(key)
+        mark = key if type(key) is self.exact else self.keys.mark(key)
         if not self.plain:
             return self.loans_of(turn).get(mark)
-        own = self.turn is turn or self.turn is None
-        return self.cell(mark) if own else self.settled_cell(mark)
+        if self.turn is not turn and self.turn is not None:
+            return self.settled_cell(mark)
+        cell = self.young.get(mark, MISSING)
+        return self._load(mark) if cell is MISSING else cell
 
     def has(self, turn: Turn, key: object) -> bool:
         """Tell whether the key is there, as the turn's event sees it; borrows nothing."""

@@ -193,14 +193,14 @@ class Table(MutableMapping[K, V]):
         if turn is not None:
             shard = turn.shards.get(self)
             if shard is not None:
+                value = None  # which is no cell: it would remove the key
                 if shard.turn is None or shard.turn is turn:
                     try:
-                        value = shard.hot.get(key)  # None is no cell: it would remove the key
+                        value = shard.hot.get(key)
                     except TypeError:  # an unhashable key
                         value = None
-                    if value is not None and value is not ABSENT:
-                        return value
-                value = shard.read(turn, key)
+                if value is None:
+                    value = shard.read(turn, key)
                 return self._default(turn, shard, key) if value is ABSENT else value
         value = self._committed(key)
         if value is ABSENT:
@@ -226,9 +226,12 @@ class Table(MutableMapping[K, V]):
                     and shard.low <= value <= shard.high  # type: ignore[operator]
                 ):
                     young = shard.young
-                    if young.get(key, ABSENT) is not ABSENT:  # the number of keys stays
+                    before = young.get(key)
+                    if before is not None:
                         if shard.turn is not turn:
                             shard.begin(turn)
+                        if before is ABSENT:
+                            shard.size += 1
                         shard.event[key] = young[key] = value
                         return
                 shard.put(turn, key, value)
