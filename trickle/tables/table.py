@@ -403,23 +403,30 @@ class Table(MutableMapping[K, V]):
             return self.default()
         return shard.loans_of(turn).lend(shard.keys.mark(key), self.default)
 
-    def find(self, key: K) -> Any:
-        """Return a key's value where the table is used, or the marker ABSENT."""
-        return self._find(key)
+    def pairs(self) -> Iterator[tuple[K, V]]:
+        """Yield keys and values; one that vanishes while this waits between two is left out."""
+        if self._lane() is not None:
+            for key in self:
+                value = self._find(key)
+                if value is not ABSENT:
+                    yield key, value
+            return
+        for shard in self._held():
+            for key in map(self.keys_shape.key, shard.marks(None)):
+                value = shard.read_committed(key)
+                if value is not ABSENT:
+                    yield key, value
 
 
 class _Items(ItemsView[K, V]):
-    """Keys and values; a key that vanishes while one waits between two steps is left out."""
+    """Keys and values."""
 
     def __init__(self, table: Table[K, V]) -> None:
         super().__init__(table)
         self._table = table
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        for key in self._table:
-            value = self._table.find(key)
-            if value is not ABSENT:
-                yield key, value
+        return self._table.pairs()
 
 
 class _Values(ValuesView[V]):
@@ -430,7 +437,7 @@ class _Values(ValuesView[V]):
         self._table = table
 
     def __iter__(self) -> Iterator[V]:
-        for _, value in _Items(self._table):
+        for _, value in self._table.pairs():
             yield value
 
     def __contains__(self, value: object) -> bool:
