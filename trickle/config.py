@@ -59,8 +59,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         data_dir: the embedded log and the tables; absolute.
         store: where tables live: ``lmdb://`` (in ``data_dir``), or ``memory://``.
         processing_guarantee: ``exactly_once``, or ``at_least_once``.
-        commit_interval: a commit follows the last one after this long at most.
-        commit_interval_min: when there is nothing else to do, commits follow this quickly.
+        commit_interval: a commit follows the end of the last one after this long at most.
+        commit_interval_min: when there is nothing else to do, commits follow this quickly, if they
+            are quick themselves.
         commit_max_events: a commit holds so many events at most.
         commit_max_bytes: and so much of what they sent and wrote.
         drain_timeout: how long events in hand may go on when the worker stops, or partitions go.
