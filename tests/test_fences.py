@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from trickle.fences import FENCES_MAX, ONCE_S, OTHERS_OPEN_S, Fences
+import pytest
 
-SESSION = 10.0
-
-
-def test_to_be_fenced_once_is_no_sign_of_a_twin() -> None:
-    """Whoever ends what a broker forgot fences all of the group, long after any assignment."""
-    fences = Fences(SESSION)
-    fences.assigned(0)
-    assert fences.excused(1000)
-    assert fences.excused(1000 + ONCE_S + 1)
+from trickle.fences import FENCES_MAX, WINDOW_S, Fences
 
 
-def test_a_twin_fences_each_time() -> None:
-    fences = Fences(SESSION)
-    fences.assigned(0)
-    assert fences.excused(1000)
-    assert not fences.excused(1001)
+def test_to_be_fenced_a_few_times_is_no_sign_of_a_twin() -> None:
+    """Each worker that ends what a broker forgot fences all of the group."""
+    fences = Fences()
+    fences.assigned()
+    assert all(fences.excused(1000 + 2 * n) for n in range(FENCES_MAX))
 
 
-def test_those_who_open_their_partitions_may_do_so_a_few_times() -> None:
-    fences = Fences(SESSION)
-    fences.assigned(0)
-    assert [fences.excused(1 + n) for n in range(FENCES_MAX + 2)] == [
-        *[True] * (FENCES_MAX + 1),
-        False,
-    ]
-    fences.assigned(20)
-    assert fences.excused(21)
-    assert not fences.excused(21 + SESSION + OTHERS_OPEN_S)
+@pytest.mark.parametrize("pause", [0.1, 1, 60])
+def test_a_twin_never_stops(pause: float) -> None:
+    fences = Fences()
+    fences.assigned()
+    excused = [fences.excused(1000 + pause * n) for n in range(FENCES_MAX + 2)]
+    assert excused == [*[True] * FENCES_MAX, False, False]
 
 
-def test_what_delays_others_gives_them_more_time() -> None:
-    fences = Fences(SESSION)
-    fences.assigned(0)
-    assert fences.excused(1)
-    fences.delayed(50)
-    assert fences.excused(55)
+def test_those_who_open_their_partitions_may_do_so_at_each_assignment() -> None:
+    fences = Fences()
+    for assignment in range(5):
+        fences.assigned()
+        assert all(fences.excused(assignment * 10 + n) for n in range(FENCES_MAX))
+
+
+def test_what_is_long_past_is_forgotten() -> None:
+    fences = Fences()
+    fences.assigned()
+    assert all(fences.excused(n * WINDOW_S / (FENCES_MAX - 1)) for n in range(100))

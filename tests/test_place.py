@@ -39,11 +39,13 @@ class Moment:
     Attributes:
         away: it says nothing.
         empty: it sees nobody in the group.
+        takes: seconds until it says so.
     """
 
     def __init__(self) -> None:
         self.away = False
         self.empty = False
+        self.takes = 0.0
 
 
 @asynccontextmanager
@@ -52,6 +54,7 @@ async def a_fourth_worker(t: Simulation, moment: Moment) -> AsyncGenerator[None]
 
     class Admin(MemoryAdmin):
         async def members(self, group: str) -> Mapping[str, frozenset[TopicPartition]]:
+            await trio.sleep(moment.takes)
             found = await super().members(group)
             if moment.away:
                 raise BrokerUnavailable("away")
@@ -107,6 +110,39 @@ async def test_after_a_broker_was_away_a_worker_has_its_time_to_come_back(
         await t.advance(45)
         moment.empty = False
         await t.advance(100)
+        assert len(t.runs()) == 3
+
+
+async def test_a_broker_that_is_slow_hides_no_lost_place(mock_clock: MockClock) -> None:
+    app, _ = make_app()
+    moment = Moment()
+    moment.empty, moment.takes = True, 11.0
+    async with testing.run(app, workers=3) as t:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with a_fourth_worker(t, moment):
+                await t.advance(300)
+                raise AssertionError("it runs on")
+    assert caught.value.subgroup(lambda error: "not come back" in str(error)) is not None
+
+
+@pytest.mark.parametrize("gap", [2, 20])
+async def test_two_who_end_what_a_broker_forgot_end_nobody(mock_clock: MockClock, gap: int) -> None:
+    app, source = make_app()
+    async with testing.run(app, workers=3) as t:
+
+        async def send(seconds: int) -> None:
+            for number in range(seconds):
+                for partition in range(3):
+                    await t.send(source, number, key="k", partition=partition)
+                await t.advance(1)
+
+        await send(120)
+        for run in t.runs()[:2]:
+            assert run.consumer is not None
+            await run.consumer.end_forgotten()
+            await send(gap)
+        await send(60)
+        await t.settled()
         assert len(t.runs()) == 3
 
 

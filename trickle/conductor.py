@@ -112,7 +112,7 @@ class Conductor(Service):
         self._opening = trio.CancelScope()
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._epoch = 0
-        self._fences = Fences(session_timeout)
+        self._fences = Fences()
         self._moved = trio.Event()
         self._stale = False
         self._scopes: dict[tuple[int, int], Scope] = {}
@@ -141,7 +141,7 @@ class Conductor(Service):
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """These are ours now: open them, without keeping the driver waiting."""
         self._assigned = partitions
-        self._fences.assigned(trio.current_time())
+        self._fences.assigned()
         self._epoch += 1
         if not self._closed:
             self.nursery.start_soon(self._open, partitions, self._epoch)
@@ -419,8 +419,6 @@ class Conductor(Service):
             if self._committer.broken is None:
                 return  # a rebalance came first, and has cleared away
             logger.warning("a commit failed, its events run again: %s", error)
-            if not fenced:  # whatever it is, it may delay others as well
-                self._fences.delayed(trio.current_time())
             lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
             await self._cancel(lanes)
             # Whoever fenced us has the id until the next assignment is opened.

@@ -98,7 +98,7 @@ class Consumer(Service):
         self._ended_at = -math.inf
         self._may_look = True
         self._placed_at = math.inf  # when this worker was last seen in its group
-        self._looked_at = math.inf  # and when the group was
+        self._away = False  # the group could not be looked at since
 
     @property
     def client(self) -> ConsumerClient:
@@ -125,17 +125,21 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
-            self._placed_at = self._looked_at = trio.current_time()
+            self._placed_at = trio.current_time()
             counts = {name: self._topics[name].partitions for name in self._options.topics}
             namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
             while True:
+                before = trio.current_time()
                 await trio.sleep(LAG_INTERVAL_S)
+                if trio.current_time() - before > 2 * LAG_INTERVAL_S:
+                    self._away = True  # this process stood still
                 try:
                     await self._look_at_group(namesakes)
                     await self._check_topics()
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:
+                    self._away = True
                     logger.info("lag and repartition topics wait for the broker: %s", error)
 
     async def _look_at_group(self, namesakes: Namesakes) -> None:
@@ -161,8 +165,7 @@ class Consumer(Service):
             TransportError: the broker is well, and the client does not come back.
         """
         now = trio.current_time()
-        away = now - self._looked_at > 2 * LAG_INTERVAL_S
-        self._looked_at = now
+        away, self._away = self._away, False
         name = self.client.member_id
         # Without a name it is joining for the first time.
         if away or self._committed or not name or name in members:

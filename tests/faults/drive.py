@@ -176,11 +176,13 @@ class Drive:
             # Before it has said anything it may still be at its imports, where a signal ends it.
             # Likewise when all is done and said, and the second one finds it on its way out.
             said = slot.last_output()
-            done = slot.told_twice and "drained and committed" in said
+            over = "drained and committed" in said or "before it was ready" in said
+            done = slot.told_twice and over
             outside = code == -signal.SIGTERM and (not said or done)
             # Without an answer of the broker's the end is bounded, and says by 3 what it cut short.
             bounded = slot.told_twice or slot.told_at < self._disturbed_until + _BROKER_TIMEOUT
-            if code and not outside and not (bounded and code == 3):
+            unknown = code == 1 and "was committed is not known" in slot.tail()
+            if code and not outside and not (bounded and (code == 3 or unknown)):
                 self._find("exit", f"worker {slot.number} was told to end, and did so with exit "
                            f"code {code}:\n{slot.tail()}")  # fmt: skip
         elif code == 1 and slot.limited and "trickle: the tables in" in slot.tail():

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tables.world import TABLES, World, counts
 from trickle.stores.lmdb import LmdbStore
-from trickle.tables import find_key, find_keys
+from trickle.tables import HOLDER, find_key, find_keys
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -44,3 +44,20 @@ async def test_recovered_into_lmdb_and_again(tmp_path: Path) -> None:
             shard = (await manager.open(1, 0, TABLES))[counts]
             assert shard.size_committed == 1000
             assert shard.read_committed("k7") == 7
+
+
+async def test_items_of_a_partition_that_is_given_away_are_left_out(tmp_path: Path) -> None:
+    world = World(partitions=2)
+    await world.declare()
+    await world.produce(counts, *[(b"a%d" % n, b"1") for n in range(5)])
+    await world.produce(counts, *[(b"b%d" % n, b"1") for n in range(5)], partition=1)
+    async with world.manager(LmdbStore(tmp_path)) as manager:
+        for partition in (0, 1):
+            await manager.open(2, partition, TABLES)
+        HOLDER.set(manager)
+        seen: list[str] = []
+        for key, _ in counts.items():
+            seen.append(key)
+            if len(seen) == 2:
+                await manager.retain({(2, 1)})
+    assert seen == ["a0", "a1", "b0", "b1", "b2", "b3", "b4"]

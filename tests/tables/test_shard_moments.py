@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.tables.helpers import CacheLimits, Lane, make_shard, make_table, store
+from trickle.exceptions import EncodeError
 from trickle.stores.memory import MemoryTable
 from trickle.tables import Shard, Table
 
@@ -74,3 +75,28 @@ def test_a_commit_that_ends_after_its_generation_moves_nothing() -> None:
     shard.committed(7)
     assert shard.position == before
     assert shard.size_committed == 0
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_long_keys_press_whichever_way_they_are_written(read_first: bool) -> None:
+    table = make_table(str, int, int)
+    lane, shard = lane_and_shard(table, limits=CacheLimits(entries=10_000, bytes=1 << 20))
+
+    def count() -> None:
+        for number in range(500):
+            key = f"{number:04d}" * 2_500
+            table[key] = table[key] + 1 if read_first else 1
+
+    lane.within(count)
+    lane.settle()
+    assert shard.pressure
+    assert shard.size == 500
+
+
+def test_a_key_of_another_type_is_refused_also_where_its_equal_is_known_to_be_absent() -> None:
+    table = make_table(int, int, int)
+    lane, _ = lane_and_shard(table)
+    assert lane.within(table.__getitem__, 1) == 0
+    for _ in range(2):
+        with pytest.raises(EncodeError):
+            lane.within(table.__getitem__, True)

@@ -6,20 +6,28 @@ transaction complete, and nothing but an abort by the same producer ends it then
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from tests.tables.helpers import Lane
-from tests.tables.world import COUNTS_0, TABLES, World, counts
+from tests.tables.world import COUNTS_0, TABLES, World, counts, names
+from tests.transport.helpers import joined
+from trickle.exceptions import BrokerUnavailable
 from trickle.stores.contract import Store
 from trickle.stores.lmdb import LmdbStore
 from trickle.stores.memory import MemoryStore
-from trickle.tables import Shard
+from trickle.tables import Shard, Standbys, recovery
 from trickle.tables.recovery import CHANGELOG_HEADERS
-from trickle.transport.contract import ProducerOptions
+from trickle.transport.contract import Batch, ProducerOptions, Reader, TopicSpec
+from trickle.transport.memory import MemoryTransport
+from trickle.types import TopicPartition
 
 
 class Ledger(World):
@@ -42,6 +50,21 @@ class Ledger(World):
             else:
                 await producer.commit({}, None)
         shard.committed(begin + len(changes))
+
+    async def lose_a_commit(self) -> None:
+        """Leave a store with a commit that was acknowledged, and lost."""
+        async with self.manager(MemoryStore(self.disk), transactional=True) as manager:
+            shard = (await manager.open(1, 0, TABLES))[counts]
+            write(shard, a=1, b=1)
+            await self.commit_in_transaction(shard)
+            write(shard, a=2)
+            await self.commit_in_transaction(shard, lost=True)
+            await manager.flush()
+
+    async def read(self, key: str) -> object:
+        """Recover, and return what the table has."""
+        async with self.manager(MemoryStore(self.disk), transactional=True) as manager:
+            return (await manager.open(1, 0, TABLES))[counts].read_committed(key)
 
 
 def write(shard: Shard[Any, Any], **values: int) -> None:
@@ -96,3 +119,108 @@ async def test_a_shard_that_is_proven_is_not_read_anew() -> None:
         again = (await manager.open(1, 0, TABLES))[counts]
         assert again is shard
         assert again.young is young
+
+
+async def test_a_standby_does_not_take_it_for_proven(autojump_clock: MockClock) -> None:
+    world = Ledger()
+    await world.declare()
+    await world.lose_a_commit()
+    await world.transport.admin.declare([TopicSpec(name="source", partitions=1)])
+    async with (
+        joined(world.transport, "group", "source"),
+        joined(world.transport, "group", "source") as (me, _),
+        trio.open_nursery() as nursery,
+    ):
+        standbys = Standbys(
+            world.transport, MemoryStore(world.disk), group="group", replicas=1,
+            member_id=lambda: me.member_id, counts={"source": 1}, tables={1: TABLES},
+        )  # fmt: skip
+        await nursery.start(standbys.run)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert await world.read("a") == 1
+
+
+class Interrupted(MemoryTransport):
+    """Its readers bring one table's records, and then the broker is away."""
+
+    @asynccontextmanager
+    async def reader(
+        self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
+    ) -> AsyncGenerator[Any, None]:
+        async with super().reader(positions, committed_only=committed_only) as reader:
+            yield _FirstOnly(reader, dict(positions))
+
+
+class _FirstOnly:
+    def __init__(self, reader: Reader, positions: dict[TopicPartition, int]) -> None:
+        self._reader = reader
+        self._positions = positions
+        self._asked = 0
+
+    async def fetch(self) -> Sequence[Batch]:
+        self._asked += 1
+        if self._asked > 1:
+            raise BrokerUnavailable("away")
+        batches = [b for b in await self._reader.fetch() if b.topic == names.changelog]
+        self._positions[TopicPartition(names.changelog, 0)] = batches[-1].next_offset
+        return batches
+
+    def positions(self) -> Mapping[TopicPartition, int]:
+        return self._positions
+
+
+async def test_a_recovery_that_is_cut_short_does_not_take_it_for_proven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another table's backlog is written before the proof has come."""
+    world = Ledger()
+    await world.declare()
+    await world.lose_a_commit()
+    await world.produce(names, *[(b"k%d" % number, b'["x"]') for number in range(50)])
+    monkeypatch.setattr(recovery, "_WRITE_RECORDS", 10)
+    transport = Interrupted(world.transport.broker)
+    async with world.manager(MemoryStore(world.disk), transport, transactional=True) as manager:
+        with pytest.raises(BrokerUnavailable):
+            await manager.open(1, 0, TABLES)
+    assert await world.read("a") == 1
+
+
+async def test_other_tables_are_left_as_they_are() -> None:
+    """One's changelog was emptied: what the store holds is all that there is of it."""
+    world = Ledger()
+    await world.declare()
+    async with world.manager(MemoryStore(world.disk), transactional=True) as manager:
+        shards = await manager.open(1, 0, TABLES)
+        lane = Lane("agent", 0, {names: shards[names]})
+        lane.within(names.__setitem__, "n", ["kept"])
+        lane.settle()
+        await world.commit(shards[names])
+        await manager.flush()
+        at = TopicPartition(names.changelog, 0)
+        high = (await world.transport.admin.watermarks([at]))[at].high
+        await world.transport.admin.delete_records({at: high})
+    await world.lose_a_commit()
+    async with world.manager(MemoryStore(world.disk), transactional=True) as manager:
+        shards = await manager.open(1, 0, TABLES)
+        assert shards[counts].read_committed("a") == 1
+        assert shards[names].read_committed("n") == ["kept"]
+
+
+async def test_what_was_not_read_back_is_not_proven() -> None:
+    """The end of the transaction is not there yet."""
+    world = Ledger()
+    await world.declare()
+    async with world.manager(MemoryStore(world.disk), transactional=True) as manager:
+        shard = (await manager.open(1, 0, TABLES))[counts]
+        write(shard, a=1)
+        await world.commit_in_transaction(shard)
+        write(shard, a=2)
+        assert shard.snapshot() is not None
+        shard.committed((await world.transport.admin.watermarks([COUNTS_0]))[COUNTS_0].high)
+        await manager.flush()
+        manager.release(1, 0)
+        await manager.open(1, 0, TABLES)
+        position = world.disk.environments[1, 0]["counts"].position
+        assert position is not None
+        assert position.acknowledged

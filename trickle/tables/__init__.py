@@ -2,9 +2,10 @@
 
 from trickle.tables.changes import Changes
 from trickle.tables.keyed import KeyedShard
+from trickle.tables.limits import CacheLimits
 from trickle.tables.lookup import Found, find_key, find_keys
 from trickle.tables.manager import TableManager
-from trickle.tables.shard import CacheLimits, Shard
+from trickle.tables.shard import Shard
 from trickle.tables.standby import Standbys
 from trickle.tables.table import HOLDER, Committed, Holder, Table, foreign_table
 from trickle.tables.views import Views

@@ -23,9 +23,10 @@ from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
 from trickle.tables.changes import Changes
+from trickle.tables.limits import CacheLimits
 from trickle.tables.placement import Placement
 from trickle.tables.recovery import RecoveryProgress, recover
-from trickle.tables.shard import CacheLimits, Shard
+from trickle.tables.shard import Shard
 from trickle.tables.standby import Standbys
 from trickle.tables.standby_plan import Place
 from trickle.tables.table import Table, foreign_table

@@ -13,8 +13,9 @@ trimmed while it was read: what was read before may not be in it any more.
 
 And a broker may acknowledge a commit, lose its markers in a restart, and have it aborted after all
 (see :mod:`trickle.transport.kafka.again`). So what a commit has put into a store is *proven* by the
-next recovery: it reads the last record of that commit once more. Where that is missing, the table
+next recovery: it reads the last record of that commit once more. Where that is missing, that table
 is built anew. (A compacted changelog may have dropped it for a later one: then that was no harm.)
+Nothing is built anew so from a changelog whose beginning is gone: the store alone may have that.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from trickle.utils.failpoints import fail_point
 
 __all__ = [
     "CHANGELOG_HEADERS",
+    "TRIMMED",
+    "UNPROVEN",
     "Plan",
     "RecoveryProgress",
     "changelog_pairs",
@@ -61,8 +64,8 @@ MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, byte
 _WRITE_RECORDS = 20_000
 _REPORT_INTERVAL = 5.0
 _ATTEMPTS = 5
-_TRIMMED = "the changelog was trimmed while it was read"
-_UNPROVEN = (
+TRIMMED = "the changelog was trimmed while it was read"
+UNPROVEN = (
     "the changelog lacks the last record of what is stored: its commit was acknowledged and did "
     "not come to be, or it was compacted away since"
 )
@@ -109,7 +112,7 @@ def plan_recovery(
         return Plan(
             low, high, f"it goes up to {position.offset:,}, and the changelog begins at {low:,}"
         )
-    if markers and position.acknowledged and low < position.offset < high:
+    if markers and position.acknowledged and low == 0 < position.offset < high:
         return Plan(position.offset - 1, high, proof=True)
     return Plan(max(position.offset, low), high)
 
@@ -211,27 +214,27 @@ async def recover(
         RecoveryError: no progress, a changelog is missing, or is trimmed again and again.
     """
     wrote = False
-    afresh: str | None = None
+    afresh: dict[str, str] = {}
     for _ in range(_ATTEMPTS):
         attempt = _Attempt(
             transport, environment, tables, count, partition, timeout, markers,
             unblock=unblock, afresh=afresh,
         )  # fmt: skip
         try:
-            afresh = await attempt.run(report)
+            found = await attempt.run(report)
         except OffsetOutOfRange:
-            afresh = _TRIMMED
+            found = dict.fromkeys(tables, TRIMMED)
         finally:
             report(None)
             wrote |= attempt.wrote
-        if afresh is None:
+        if not found:
             return Recovered(attempt.topic_ids, wrote, attempt.records)
-        logger.warning(
-            "partition %d of %s: %s; its recovery starts again",
-            partition,
-            ", ".join(tables),
-            afresh,
-        )
+        afresh |= found
+        for why in sorted(set(found.values())):
+            names = ", ".join(name for name in found if found[name] == why)
+            logger.warning(
+                "partition %d of %s: %s; its recovery starts again", partition, names, why
+            )
     raise RecoveryError(
         f"partition {partition} of the tables {', '.join(tables)}: the changelog was trimmed "
         f"while it was read, {_ATTEMPTS} times; a changelog must be compacted, not deleted: set "
@@ -253,7 +256,7 @@ class _Attempt:
         markers: bool,
         *,
         unblock: Callable[[], Awaitable[None]] | None,
-        afresh: str | None,
+        afresh: Mapping[str, str],
     ) -> None:
         self._transport = transport
         self._environment = environment
@@ -273,8 +276,8 @@ class _Attempt:
         self._clear: set[TopicPartition] = set()
         self._unproven: set[TopicPartition] = set()
 
-    async def run(self, report: Callable[[RecoveryProgress | None], None]) -> str | None:
-        """Read to the end; return why another attempt has to begin with nothing, if one has to."""
+    async def run(self, report: Callable[[RecoveryProgress | None], None]) -> dict[str, str]:
+        """Read to the end; return the tables that another attempt has to begin anew, and why."""
         admin = self._transport.admin
         await self._identify()
         before = await admin.watermarks(self._at.keys())
@@ -283,15 +286,16 @@ class _Attempt:
         if wanted:
             starts = {at: self._plans[at].start for at in wanted}
             async with self._transport.reader(starts) as reader:
-                if not await self._read(reader, wanted, report):
-                    return _UNPROVEN
+                await self._read(reader, wanted, report)
+                if self._unproven:
+                    return {self._at[at]: UNPROVEN for at in self._unproven}
                 positions = dict(reader.positions())
             await self._write(positions)
             after = await admin.watermarks(list(wanted))
             if any(after[at].low > self._plans[at].start for at in wanted):
-                return _TRIMMED
+                return dict.fromkeys(self._tables, TRIMMED)
         await self._write({at: plan.start for at, plan in self._plans.items() if at not in wanted})
-        return None
+        return {}
 
     async def _identify(self) -> None:
         infos = await find_topics(self._transport.admin, list(self._tables.values()))
@@ -307,8 +311,8 @@ class _Attempt:
     def _plan(self, marks: Mapping[TopicPartition, Watermarks]) -> None:
         for at, name in self._at.items():
             position = self._environment.tables[name].position
-            if self._afresh is not None:
-                self._plans[at] = Plan(marks[at].low, marks[at].high, self._afresh)
+            if name in self._afresh:
+                self._plans[at] = Plan(marks[at].low, marks[at].high, self._afresh[name])
                 self._clear.add(at)
                 continue
             plan = plan_recovery(position, self.topic_ids[name], marks[at], markers=self._markers)
@@ -327,8 +331,8 @@ class _Attempt:
         reader: Reader,
         wanted: Mapping[TopicPartition, int],
         report: Callable[[RecoveryProgress | None], None],
-    ) -> bool:
-        """Read up to the ends; return False where a record that is stored is not there."""
+    ) -> None:
+        """Read up to the ends, or until a record that is stored is seen to be missing."""
         started = last_report = time.monotonic()
         total = sum(end - self._plans[at].start for at, end in wanted.items())
         held = 0
@@ -342,10 +346,13 @@ class _Attempt:
                     del pairs[0]  # it is stored
                 self._pending.setdefault(at, []).extend(pairs)
                 held += len(pairs)
-                self.records[self._at[at]] = self.records.get(self._at[at], 0) + len(pairs)
+                if pairs:
+                    self.records[self._at[at]] = self.records.get(self._at[at], 0) + len(pairs)
             positions = reader.positions()
-            if any(positions[at] > self._plans[at].start for at in self._unproven):
-                return False
+            missing = {at for at in self._unproven if positions[at] > self._plans[at].start}
+            if missing:
+                self._unproven = missing
+                return
             now = time.monotonic()
             done = sum(positions[at] - self._plans[at].start for at in wanted)
             progress = self._progress(done, total, now - started)
@@ -360,8 +367,8 @@ class _Attempt:
                 )  # fmt: skip
             if held >= _WRITE_RECORDS:
                 held = 0
-                await self._write(dict(positions))
-        return True
+                proven = positions.keys() - self._unproven
+                await self._write({at: positions[at] for at in proven})
 
     async def _fetch(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> Sequence[Batch]:
         patience = self._timeout
@@ -411,10 +418,13 @@ class _Attempt:
         writes: list[TableWrite] = []
         for at, offset in positions.items():
             name = self._at[at]
+            stored = self._environment.tables[name].position
             position = Position(self.topic_ids[name], offset)
+            if stored is not None and stored[:2] == position[:2]:
+                position = stored  # nothing behind it was read, so it is not proven by that
             changes = coalesced(self._pending.pop(at, []))
             clear = at in self._clear
-            if changes or clear or position != self._environment.tables[name].position:
+            if changes or clear or position != stored:
                 self.wrote |= bool(changes) or clear
                 writes.append(
                     TableWrite(table=name, position=position, changes=changes, clear=clear)

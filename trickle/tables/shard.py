@@ -37,34 +37,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
 from trickle.context import Turn
 from trickle.exceptions import TableReadOnlyError
 from trickle.stores.contract import Position, TableData
 from trickle.tables.changes import Changes, in_order
+from trickle.tables.limits import ENTRY_BYTES, CacheLimits, cell_bytes
 from trickle.tables.loans import Loans
 from trickle.tables.placement import Placement
 from trickle.tables.shapes import ABSENT, MISSING, KeyShape, Marker, ValueShape
 
-__all__ = ["CacheLimits", "Shard"]
+__all__ = ["Shard"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-_ENTRY_BYTES = 150  # a dict's slot, two small objects
-
-
-class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a shard may be in memory: whichever bound is met first.
-
-    Attributes:
-        entries: keys.
-        bytes: of keys and values, roughly.
-    """
-
-    entries: int = 100_000
-    bytes: int = 64 << 20
 
 
 class Shard(Generic[K, V]):
@@ -207,7 +192,7 @@ class Shard(Generic[K, V]):
     def _remember(self, mark: Any, cell: Any) -> None:
         young = self.young
         young[mark] = cell
-        self._young_bytes += _cell_bytes(mark, cell)
+        self._young_bytes += cell_bytes(mark, cell)
         if len(young) > self._generation_entries or self._young_bytes > self.limits.bytes // 2:
             self._rotate()
 
@@ -275,14 +260,20 @@ class Shard(Generic[K, V]):
             self._put_cell(mark, ABSENT)
         return there
 
+    def added(self, mark: Any) -> None:
+        """The event in hand sets a number for a key that had none."""
+        self.size += 1
+        if type(mark) is not int:
+            self._pinned_bytes += len(mark)
+
     def _put_cell(self, mark: Any, cell: Any) -> None:
         before = self.cell(mark)
         self.size += (cell is not ABSENT) - (before is not ABSENT)
-        size = _cell_bytes(mark, cell)
-        self._pinned_bytes += size - _ENTRY_BYTES
+        size = cell_bytes(mark, cell)
+        self._pinned_bytes += size - ENTRY_BYTES
         self.event[mark] = self.young[mark] = cell
         if self.number is None:  # else all weigh the same
-            self._young_bytes += size - _cell_bytes(mark, before)
+            self._young_bytes += size - cell_bytes(mark, before)
             if self._young_bytes > self.limits.bytes // 2:
                 self._rotate()
 
@@ -332,7 +323,7 @@ class Shard(Generic[K, V]):
             before = self.cell(mark)
             self.size += (cell is not ABSENT) - (before is not ABSENT)
             self._remember(mark, cell)
-            self._pinned_bytes += _cell_bytes(mark, cell) - _ENTRY_BYTES
+            self._pinned_bytes += cell_bytes(mark, cell) - ENTRY_BYTES
             self.dirty[mark] = cell
         if self.watch and changes:
             self._look(turn, changes)
@@ -466,7 +457,7 @@ class Shard(Generic[K, V]):
     def pressure(self) -> bool:
         """Whether so much waits for a commit or for the store that one should be made now."""
         waiting = len(self.dirty) + len(self.committing) + len(self.unstored) + len(self.storing)
-        size = waiting * _ENTRY_BYTES + self._pinned_bytes
+        size = waiting * ENTRY_BYTES + self._pinned_bytes
         return waiting >= self._generation_entries or size >= self.limits.bytes // 2
 
     # Storing
@@ -492,10 +483,3 @@ class Shard(Generic[K, V]):
         """What was taken by :meth:`begin_store` is not in the store."""
         self.unstored = {**self.storing, **self.unstored}
         self.storing = {}
-
-
-def _cell_bytes(mark: Any, cell: Any) -> int:
-    size = len(mark) if isinstance(mark, (bytes, str)) else 0
-    if isinstance(cell, (bytes, str)):
-        size += len(cell)
-    return size + _ENTRY_BYTES

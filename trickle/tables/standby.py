@@ -22,7 +22,6 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import trio
 
 from trickle.exceptions import (
@@ -33,8 +32,9 @@ from trickle.exceptions import (
     TransportError,
 )
 from trickle.service import Service, ServiceStatistics
-from trickle.stores.contract import Environment, Position, Store, TableWrite, coalesced
-from trickle.tables.recovery import changelog_pairs, plan_recovery
+from trickle.stores.contract import Environment, Store
+from trickle.tables.kept import Kept, StandbyState
+from trickle.tables.recovery import TRIMMED, UNPROVEN, changelog_pairs
 from trickle.tables.standby_plan import Place, plan_standbys
 from trickle.tables.table import Table
 from trickle.transport.contract import Batch, Reader, TopicInfo, Transport, Watermarks
@@ -54,96 +54,10 @@ _PAUSE = 1.0
 Owned = dict[str, frozenset[Place]]
 
 
-class StandbyState(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition number that is kept as a standby.
-
-    Attributes:
-        count: the partition count.
-        partition: the number.
-        tables: by name.
-        records: read since it was opened.
-        lag: offsets from here to the ends of the changelogs; None before it was measured.
-    """
-
-    count: int
-    partition: int
-    tables: tuple[str, ...]
-    records: int
-    lag: int | None
-
-
 class StandbysStatistics(ServiceStatistics, frozen=True, kw_only=True):
     """What the standbys of a worker say of themselves."""
 
     standbys: tuple[StandbyState, ...]
-
-
-class _Kept:
-    """An open environment that is not ours to use, and how far its changelogs have been read."""
-
-    def __init__(
-        self, place: Place, environment: Environment, changelogs: Mapping[TopicPartition, str]
-    ) -> None:
-        self.place = place
-        self.environment = environment
-        self.changelogs = changelogs
-        self.topic_ids: dict[TopicPartition, str] = {}
-        self.positions: dict[TopicPartition, int] = {}  # of what was read
-        self.checked: dict[TopicPartition, int] = {}  # the same, when it was looked at last
-        self.goal: dict[TopicPartition, int] = {}
-        self.clear: set[TopicPartition] = set()
-        self.pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
-        self.records = 0
-        self.lag: int | None = None
-        self.since = trio.current_time()
-        self.caught_up = False
-        self.writing = trio.Lock()
-
-    def start(self, at: TopicPartition, topic_id: str, marks: Watermarks, *, markers: bool) -> None:
-        """Decide from where one of its changelogs is read."""
-        table = self.changelogs[at]
-        position = self.environment.tables[table].position
-        plan = plan_recovery(position, topic_id, marks, markers=markers)
-        self.topic_ids[at] = topic_id
-        self.positions[at] = self.checked[at] = plan.start
-        self.goal[at] = plan.end
-        if plan.rebuild is not None:
-            self.rebuild(at, plan.start, plan.rebuild)
-
-    def rebuild(self, at: TopicPartition, start: int, why: str) -> None:
-        """Read a changelog from its beginning, into an empty table."""
-        logger.warning(
-            "standby of table %r, partition %d: what is stored cannot be used (%s): it is rebuilt "
-            "from its changelog", self.changelogs[at], at.partition, why,
-        )  # fmt: skip
-        self.clear.add(at)
-        self.pending.pop(at, None)
-        self.positions[at] = self.checked[at] = start
-
-    def writes(self) -> list[TableWrite]:
-        """Take what has been read and is not stored."""
-        writes: list[TableWrite] = []
-        for at, table in self.changelogs.items():
-            position = Position(self.topic_ids[at], self.positions[at])
-            changes = coalesced(self.pending.pop(at, ()))
-            clear = at in self.clear
-            if changes or clear or position != self.environment.tables[table].position:
-                writes.append(
-                    TableWrite(table=table, position=position, changes=changes, clear=clear)
-                )
-        self.clear.clear()
-        return writes
-
-    def state(self) -> StandbyState:
-        """Return a picture of it."""
-        count, number = self.place
-        tables = tuple(self.changelogs.values())
-        return StandbyState(
-            count=count, partition=number, tables=tables, records=self.records, lag=self.lag
-        )
-
-    def __str__(self) -> str:
-        return f"partition {self.place[1]} of {', '.join(self.changelogs.values())}"
 
 
 class Standbys(Service):
@@ -188,14 +102,14 @@ class Standbys(Service):
         self._replicas = replicas
         self._markers = transactional
         self._interval = interval
-        self._kept: dict[Place, _Kept] = {}
+        self._kept: dict[Place, Kept] = {}
         self._claimed: set[Place] = set()
         self._claims = 0
         self._left_out: set[Place] = set()
         self._owned: Owned | None = None
         self._plan: dict[str, frozenset[Place]] | None = None
         self._changing = trio.Lock()  # what is open
-        self._followed: dict[TopicPartition, _Kept] = {}  # what the reader was made for
+        self._followed: dict[TopicPartition, Kept] = {}  # what the reader was made for
         self._reading = trio.CancelScope()
         self._moved = trio.Event()
         self._woken = trio.Event()
@@ -343,7 +257,7 @@ class Standbys(Service):
         environment = await self._store.open_free(*place, list(changelogs.values()))
         if environment is None:
             return
-        kept = self._kept[place] = _Kept(place, environment, changelogs)
+        kept = self._kept[place] = Kept(place, environment, changelogs)
         for at in changelogs:
             kept.start(at, infos[at.topic].topic_id, marks[at], markers=self._markers)
 
@@ -381,7 +295,7 @@ class Standbys(Service):
             for place, position in kept.checked.items():
                 low = marks[place].low
                 if low > position + self._markers:  # more may be gone than what was read
-                    kept.rebuild(place, low, "the changelog was trimmed while it was read")
+                    kept.rebuild(place, low, TRIMMED)
                     self._begin_again()
                     positions[place] = low
             kept.checked = positions
@@ -443,13 +357,13 @@ class Standbys(Service):
 
     def _take(
         self, batches: Sequence[Batch], positions: Mapping[TopicPartition, int]
-    ) -> dict[_Kept, Exception]:
+    ) -> dict[Kept, Exception]:
         """Take what was read, without an await: records and positions stay together.
 
         Returns:
             Those whose records are of no use, with the reason.
         """
-        failures: dict[_Kept, Exception] = {}
+        failures: dict[Kept, Exception] = {}
         for batch in batches:
             at = TopicPartition(batch.topic, batch.partition)
             kept = self._followed[at]
@@ -459,17 +373,22 @@ class Standbys(Service):
                 failures[kept] = error
                 continue
             if self._is_kept(kept):
+                kept.prove(at, batch)
                 kept.pending.setdefault(at, []).extend(pairs)
                 kept.records += len(pairs)
         for at, position in positions.items():
-            self._followed[at].positions[at] = position
+            kept = self._followed[at]
+            if at in kept.unproven and position > kept.positions[at]:
+                failures[kept] = RecoveryError(UNPROVEN)
+            else:
+                kept.positions[at] = position
         return failures
 
-    def _is_kept(self, kept: _Kept) -> bool:
+    def _is_kept(self, kept: Kept) -> bool:
         """Tell whether it has been neither claimed nor given up since the reader was made."""
         return self._kept.get(kept.place) is kept
 
-    async def _write(self, kept: _Kept) -> None:
+    async def _write(self, kept: Kept) -> None:
         try:
             async with kept.writing:
                 if not self._is_kept(kept):
@@ -482,13 +401,13 @@ class Standbys(Service):
         except StoreError as error:
             await self._drop(kept, error)
 
-    async def _drop(self, kept: _Kept, error: Exception) -> None:
+    async def _drop(self, kept: Kept, error: Exception) -> None:
         if self._is_kept(kept):
             self._leave_out(kept.place, error)
             await self._give_up([kept.place])
 
 
-async def _close(kept: _Kept) -> None:
+async def _close(kept: Kept) -> None:
     """Close an environment behind its last write; what was read and not written is read again."""
     with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
         try:

@@ -26,7 +26,13 @@ from typing import Any, Protocol, TypeVar, cast, overload
 from typing_extensions import TypeForm
 
 from trickle.context import CURRENT, Turn, current_turn
-from trickle.exceptions import DefinitionError, EventSettledError, TableReadOnlyError, UsageError
+from trickle.exceptions import (
+    DefinitionError,
+    EventSettledError,
+    StoreError,
+    TableReadOnlyError,
+    UsageError,
+)
 from trickle.serializers import BoundCodec, codec_for
 from trickle.tables.shapes import ABSENT, MISSING, KeyShape, ValueShape
 from trickle.tables.shard import Shard
@@ -201,7 +207,11 @@ class Table(MutableMapping[K, V]):
                         value = None
                 if value is None:
                     value = shard.read(turn, key)
-                return self._default(turn, shard, key) if value is ABSENT else value
+                if value is not ABSENT:
+                    return value
+                if type(key) is not shard.exact:  # True is 1 to a dict, and no key to the table
+                    shard.read(turn, key)
+                return self._default(turn, shard, key)
         value = self._committed(key)
         if value is ABSENT:
             if self.default is None:
@@ -231,7 +241,7 @@ class Table(MutableMapping[K, V]):
                         if shard.turn is not turn:
                             shard.begin(turn)
                         if before is ABSENT:
-                            shard.size += 1
+                            shard.added(key)
                         shard.event[key] = young[key] = value
                         return
                 shard.put(turn, key, value)
@@ -412,10 +422,14 @@ class Table(MutableMapping[K, V]):
                     yield key, value
             return
         for shard in self._held():
-            for key in map(self.keys_shape.key, shard.marks(None)):
-                value = shard.read_committed(key)
-                if value is not ABSENT:
-                    yield key, value
+            try:
+                for key in map(self.keys_shape.key, shard.marks(None)):
+                    value = shard.read_committed(key)
+                    if value is not ABSENT:
+                        yield key, value
+            except StoreError:
+                if shard in self._held():
+                    raise  # else its partition was given away meanwhile
 
 
 class _Items(ItemsView[K, V]):
