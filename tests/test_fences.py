@@ -14,7 +14,7 @@ def test_to_be_fenced_a_few_times_is_no_sign_of_a_twin() -> None:
     assert all(fences.excused(1000 + 2 * n) for n in range(FENCES_MAX))
 
 
-@pytest.mark.parametrize("pause", [0.1, 1, 60])
+@pytest.mark.parametrize("pause", [0.1, 1, 10])
 def test_a_twin_never_stops(pause: float) -> None:
     fences = Fences()
     fences.assigned()
@@ -27,6 +27,13 @@ def test_those_who_open_their_partitions_may_do_so_at_each_assignment() -> None:
     for assignment in range(5):
         fences.assigned()
         assert all(fences.excused(assignment * 10 + n) for n in range(FENCES_MAX))
+
+
+def test_to_end_again_and_again_what_is_forgotten_ends_nobody() -> None:
+    """Each worker looks every 30 s."""
+    fences = Fences()
+    fences.assigned()
+    assert all(fences.excused(number * 30.0) for number in range(100))
 
 
 def test_what_is_long_past_is_forgotten() -> None:

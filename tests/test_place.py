@@ -11,7 +11,8 @@ from trio.testing import MockClock
 
 import trickle
 from trickle import testing
-from trickle.exceptions import BrokerUnavailable
+from trickle.consumer import Consumer
+from trickle.exceptions import BrokerUnavailable, TransportError
 from trickle.run import Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.testing.simulation import Simulation
@@ -46,6 +47,7 @@ class Moment:
         self.away = False
         self.empty = False
         self.takes = 0.0
+        self.error: type[TransportError] = BrokerUnavailable
 
 
 @asynccontextmanager
@@ -57,7 +59,7 @@ async def a_fourth_worker(t: Simulation, moment: Moment) -> AsyncGenerator[None]
             await trio.sleep(moment.takes)
             found = await super().members(group)
             if moment.away:
-                raise BrokerUnavailable("away")
+                raise moment.error("away")
             return {} if moment.empty else found
 
     class Transport(MemoryTransport):
@@ -96,12 +98,14 @@ async def test_a_worker_that_does_not_come_back_into_its_group_ends(mock_clock: 
     assert matching is not None
 
 
+@pytest.mark.parametrize("error", [BrokerUnavailable, TransportError])
 async def test_after_a_broker_was_away_a_worker_has_its_time_to_come_back(
-    mock_clock: MockClock,
+    mock_clock: MockClock, error: type[TransportError]
 ) -> None:
     """Its session has ended meanwhile, and the first look finds it on its way into the group."""
     app, _ = make_app()
     moment = Moment()
+    moment.error = error
     async with testing.run(app, workers=3) as t, a_fourth_worker(t, moment):
         await t.advance(35)
         moment.away = True
@@ -117,6 +121,24 @@ async def test_a_broker_that_is_slow_hides_no_lost_place(mock_clock: MockClock) 
     app, _ = make_app()
     moment = Moment()
     moment.empty, moment.takes = True, 11.0
+    async with testing.run(app, workers=3) as t:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with a_fourth_worker(t, moment):
+                await t.advance(300)
+                raise AssertionError("it runs on")
+    assert caught.value.subgroup(lambda error: "not come back" in str(error)) is not None
+
+
+async def test_what_else_fails_hides_no_lost_place(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Consumer) -> None:
+        raise BrokerUnavailable("a leader is away")
+
+    monkeypatch.setattr(Consumer, "_measure_lag", fail)
+    app, _ = make_app()
+    moment = Moment()
+    moment.empty = True
     async with testing.run(app, workers=3) as t:
         with pytest.raises(ExceptionGroup) as caught:
             async with a_fourth_worker(t, moment):

@@ -139,7 +139,6 @@ class Consumer(Service):
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:
-                    self._away = True
                     logger.info("lag and repartition topics wait for the broker: %s", error)
 
     async def _look_at_group(self, namesakes: Namesakes) -> None:
@@ -147,8 +146,10 @@ class Consumer(Service):
             members = await self._transport.admin.members(self._options.group)
             await namesakes.look(self._committed, members)
         except BrokerUnavailable:
+            self._away = True
             raise
         except TransportError as error:  # not allowed, most likely
+            self._away = True
             if self._may_look:
                 logger.info("the group is not looked at: %s", error)
             self._may_look = False

@@ -13,8 +13,8 @@ from collections import deque
 
 __all__ = ["Fences"]
 
-FENCES_MAX = 5
-WINDOW_S = 600.0
+FENCES_MAX = 8
+WINDOW_S = 150.0
 
 
 class Fences:

@@ -100,3 +100,16 @@ def test_a_key_of_another_type_is_refused_also_where_its_equal_is_known_to_be_ab
     for _ in range(2):
         with pytest.raises(EncodeError):
             lane.within(table.__getitem__, True)
+
+
+def test_what_is_undone_does_not_press() -> None:
+    table = make_table(str, int, int)
+    lane, shard = lane_and_shard(table, limits=CacheLimits(entries=10_000, bytes=1 << 20))
+
+    def count() -> None:
+        table["k" * 10_000] = table["k" * 10_000] + 1
+
+    for _ in range(200):
+        lane.within(count)
+        lane.undo()
+    assert not shard.pressure

@@ -16,14 +16,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.tables.helpers import Lane
+from tests.tables.helpers import Lane, make_table
 from tests.tables.world import COUNTS_0, TABLES, World, counts, names
 from tests.transport.helpers import joined
 from trickle.exceptions import BrokerUnavailable
 from trickle.stores.contract import Store
 from trickle.stores.lmdb import LmdbStore
 from trickle.stores.memory import MemoryStore
-from trickle.tables import Shard, Standbys, recovery
+from trickle.tables import Shard, Standbys, TableManager, recovery
 from trickle.tables.recovery import CHANGELOG_HEADERS
 from trickle.transport.contract import Batch, ProducerOptions, Reader, TopicSpec
 from trickle.transport.memory import MemoryTransport
@@ -137,6 +137,8 @@ async def test_a_standby_does_not_take_it_for_proven(autojump_clock: MockClock) 
         )  # fmt: skip
         await nursery.start(standbys.run)
         await trio.sleep(10)
+        (state,) = standbys.statistics().standbys
+        assert state.lag == 0  # built anew, and up to date
         nursery.cancel_scope.cancel()
     assert await world.read("a") == 1
 
@@ -224,3 +226,107 @@ async def test_what_was_not_read_back_is_not_proven() -> None:
         position = world.disk.environments[1, 0]["counts"].position
         assert position is not None
         assert position.acknowledged
+
+
+FIVE = tuple(make_table(str, int, int, name=f"t{number}") for number in range(5))
+
+
+class OneByOne(MemoryTransport):
+    """Its readers bring one partition at a time, as Kafka's may."""
+
+    @asynccontextmanager
+    async def reader(
+        self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
+    ) -> AsyncGenerator[Any, None]:
+        async with super().reader(positions, committed_only=committed_only) as reader:
+            yield _OneByOne(reader, dict(positions))
+
+
+class _OneByOne:
+    def __init__(self, reader: Reader, positions: dict[TopicPartition, int]) -> None:
+        self._reader = reader
+        self._positions = positions
+        self._next: list[tuple[TopicPartition, int, list[Batch]]] = []
+
+    async def fetch(self) -> Sequence[Batch]:
+        await trio.lowlevel.checkpoint()
+        if not self._next:
+            batches = await self._reader.fetch()
+            for at, position in self._reader.positions().items():
+                mine = [b for b in batches if (b.topic, b.partition) == at]
+                if position != self._positions[at]:
+                    self._next.append((at, position, mine))
+        at, self._positions[at], batches = self._next.pop(0)
+        return batches
+
+    def positions(self) -> Mapping[TopicPartition, int]:
+        return dict(self._positions)
+
+
+async def test_each_of_many_tables_may_be_built_anew() -> None:
+    world = Ledger()
+    world.transport = OneByOne(world.transport.broker)
+    await world.transport.admin.declare([table.spec(1) for table in FIVE])
+
+    @asynccontextmanager
+    async def manager() -> AsyncGenerator[TableManager]:
+        made = TableManager(world.transport, MemoryStore(world.disk), FIVE, transactional=True)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(made.run)
+            yield made
+            nursery.cancel_scope.cancel()
+
+    async with manager() as made:
+        shards = await made.open(1, 0, FIVE)
+        for value in (1, 2):
+            lane = Lane("agent", 0, shards)
+            for table in FIVE:
+                lane.within(table.update, {"a": value})
+            lane.settle()
+            async with world.transport.producer(ProducerOptions(transactional_id="w")) as producer:
+                ends: dict[Any, int] = {}
+                for table, shard in shards.items():
+                    at = TopicPartition(table.changelog, 0)
+                    changes = shard.snapshot()
+                    assert changes is not None
+                    ends[shard] = (await world.transport.admin.watermarks([at]))[at].high + 1
+                    for key, data in chain.from_iterable(changes.encoded()):
+                        assert producer.produce(at.topic, 0, key, data, CHANGELOG_HEADERS, None)
+                await (producer.commit({}, None) if value == 1 else producer.abort())
+            for shard, end in ends.items():
+                shard.committed(end)
+        await made.flush()
+    async with manager() as made:
+        shards = await made.open(1, 0, FIVE)
+        assert [shard.read_committed("a") for shard in shards.values()] == [1] * 5
+
+
+async def test_a_standby_waits_for_the_end_of_a_commit(autojump_clock: MockClock) -> None:
+    """It is acknowledged, and its marker is not there yet: as a standby begins, and lost later."""
+    world = Ledger()
+    await world.declare()
+    await world.transport.admin.declare([TopicSpec(name="source", partitions=1)])
+    async with world.manager(MemoryStore(world.disk), transactional=True) as manager:
+        shard = (await manager.open(1, 0, TABLES))[counts]
+        write(shard, a=1)
+        await world.commit_in_transaction(shard)
+        write(shard, a=2)
+        assert shard.snapshot() is not None
+        shard.committed((await world.transport.admin.watermarks([COUNTS_0]))[COUNTS_0].high)
+        await manager.flush()
+    async with (
+        joined(world.transport, "group", "source"),
+        joined(world.transport, "group", "source") as (me, _),
+        trio.open_nursery() as nursery,
+    ):
+        standbys = Standbys(
+            world.transport, MemoryStore(world.disk), group="group", replicas=1,
+            member_id=lambda: me.member_id, counts={"source": 1}, tables={1: TABLES},
+        )  # fmt: skip
+        await nursery.start(standbys.run)
+        await trio.sleep(10)
+        await world.produce(names, (b"k", b'["x"]'))
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    world.transport.broker.log(COUNTS_0).skip(2)  # aborted after all
+    assert await world.read("a") == 1

@@ -63,7 +63,7 @@ class Kept:
         """Decide from where one of its changelogs is read."""
         table = self.changelogs[at]
         position = self.environment.tables[table].position
-        plan = plan_recovery(position, topic_id, marks, markers=markers)
+        plan = plan_recovery(position, topic_id, marks, markers=markers, follows=True)
         self.topic_ids[at] = topic_id
         self.positions[at] = self.checked[at] = plan.start
         self.goal[at] = plan.end

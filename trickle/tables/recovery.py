@@ -88,7 +88,12 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan_recovery(
-    position: Position | None, topic_id: str, marks: Watermarks, *, markers: bool
+    position: Position | None,
+    topic_id: str,
+    marks: Watermarks,
+    *,
+    markers: bool,
+    follows: bool = False,
 ) -> Plan:
     """Decide from where to read a changelog.
 
@@ -98,6 +103,7 @@ def plan_recovery(
         marks: its watermarks.
         markers: transactions end with markers, which take an offset: the one behind a commit's
             last record may be gone without a loss.
+        follows: the changelog is read on beyond its end, so that a proof can be waited for.
     """
     low, high = marks
     if position is None:
@@ -112,7 +118,7 @@ def plan_recovery(
         return Plan(
             low, high, f"it goes up to {position.offset:,}, and the changelog begins at {low:,}"
         )
-    if markers and position.acknowledged and low == 0 < position.offset < high:
+    if markers and position.acknowledged and low == 0 < position.offset < high + follows:
         return Plan(position.offset - 1, high, proof=True)
     return Plan(max(position.offset, low), high)
 
@@ -215,7 +221,8 @@ async def recover(
     """
     wrote = False
     afresh: dict[str, str] = {}
-    for _ in range(_ATTEMPTS):
+    trimmed = 0
+    while trimmed < _ATTEMPTS:
         attempt = _Attempt(
             transport, environment, tables, count, partition, timeout, markers,
             unblock=unblock, afresh=afresh,
@@ -229,7 +236,8 @@ async def recover(
             wrote |= attempt.wrote
         if not found:
             return Recovered(attempt.topic_ids, wrote, attempt.records)
-        afresh |= found
+        afresh |= found  # what is not proven is so once: from then on it begins with nothing
+        trimmed += TRIMMED in found.values()
         for why in sorted(set(found.values())):
             names = ", ".join(name for name in found if found[name] == why)
             logger.warning(

@@ -75,11 +75,11 @@ class Shard(Generic[K, V]):
     """
 
     __slots__ = (
-        "_claim", "_generation_entries", "_pinned_bytes", "_size_before", "_size_committing",
-        "_young_bytes", "agent", "changed", "committing", "data", "dirty", "event", "exact", "high",
-        "hot", "keys", "limits", "loans", "low", "number", "old", "partition", "partitions",
-        "placement", "plain", "position", "size", "size_committed", "storing", "table", "topic_id",
-        "turn", "unstored", "values", "watch", "young",
+        "_claim", "_generation_entries", "_pinned_before", "_pinned_bytes", "_size_before",
+        "_size_committing", "_young_bytes", "agent", "changed", "committing", "data", "dirty",
+        "event", "exact", "high", "hot", "keys", "limits", "loans", "low", "number", "old",
+        "partition", "partitions", "placement", "plain", "position", "size", "size_committed",
+        "storing", "table", "topic_id", "turn", "unstored", "values", "watch", "young",
     )  # fmt: skip
 
     def __init__(
@@ -219,6 +219,7 @@ class Shard(Generic[K, V]):
             )
         self.turn = turn
         self._size_before = self.size
+        self._pinned_before = self._pinned_bytes
         turn.written.append(self)
         turn.touched = True
 
@@ -290,6 +291,7 @@ class Shard(Generic[K, V]):
         self._forget(self.event)
         if self.turn is not None:
             self.size = self._size_before
+            self._pinned_bytes = min(self._pinned_bytes, self._pinned_before)
         self.event.clear()
         self.turn = None
 
@@ -443,6 +445,8 @@ class Shard(Generic[K, V]):
             self._forget(layer)
         self.dirty = {}
         self.committing = {}
+        if not self.unstored and not self.storing:
+            self._pinned_bytes = 0
         self._close_events()
         self.size = self._size_committing = self.size_committed
 

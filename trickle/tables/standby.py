@@ -379,7 +379,8 @@ class Standbys(Service):
         for at, position in positions.items():
             kept = self._followed[at]
             if at in kept.unproven and position > kept.positions[at]:
-                failures[kept] = RecoveryError(UNPROVEN)
+                kept.rebuild(at, 0, UNPROVEN)
+                self._begin_again()
             else:
                 kept.positions[at] = position
         return failures

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import (
     Callable,
+    Generator,
     ItemsView,
     Iterator,
     Mapping,
@@ -20,6 +21,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, cast, overload
 
@@ -205,13 +207,9 @@ class Table(MutableMapping[K, V]):
                         value = shard.hot.get(key)
                     except TypeError:  # an unhashable key
                         value = None
-                if value is None:
-                    value = shard.read(turn, key)
-                if value is not ABSENT:
-                    return value
-                if type(key) is not shard.exact:  # True is 1 to a dict, and no key to the table
-                    shard.read(turn, key)
-                return self._default(turn, shard, key)
+                if value is None or (value is ABSENT and type(key) is not shard.exact):
+                    value = shard.read(turn, key)  # True is 1 to a dict, and no key to the table
+                return self._default(turn, shard, key) if value is ABSENT else value
         value = self._committed(key)
         if value is ABSENT:
             if self.default is None:
@@ -273,7 +271,8 @@ class Table(MutableMapping[K, V]):
         place = self._lane()
         if place is None:
             for shard in self._held():
-                yield from map(self.keys_shape.key, shard.marks(None))
+                with self._unless_gone(shard):
+                    yield from map(self.keys_shape.key, shard.marks(None))
             return
         turn, shard = place
         number = turn.number
@@ -422,14 +421,20 @@ class Table(MutableMapping[K, V]):
                     yield key, value
             return
         for shard in self._held():
-            try:
+            with self._unless_gone(shard):
                 for key in map(self.keys_shape.key, shard.marks(None)):
                     value = shard.read_committed(key)
                     if value is not ABSENT:
                         yield key, value
-            except StoreError:
-                if shard in self._held():
-                    raise  # else its partition was given away meanwhile
+
+    @contextmanager
+    def _unless_gone(self, shard: Committed) -> Generator[None]:
+        """Iterate over a shard; it may be closed meanwhile, as its partition is given away."""
+        try:
+            yield
+        except StoreError:
+            if any(held.partition == shard.partition for held in self._held()):
+                raise
 
 
 class _Items(ItemsView[K, V]):
