@@ -34,6 +34,14 @@ def make_app() -> tuple[trickle.App, trickle.Topic[int, str]]:
     return app, source
 
 
+async def send(t: Simulation, source: trickle.Topic[int, str], seconds: int) -> None:
+    """Send an event to each partition, each second."""
+    for number in range(seconds):
+        for partition in range(3):
+            await t.send(source, number, key="k", partition=partition)
+        await t.advance(1)
+
+
 class Moment:
     """What the broker says of the group now.
 
@@ -81,6 +89,17 @@ async def a_fourth_worker(t: Simulation, moment: Moment) -> AsyncGenerator[None]
         yield
 
 
+async def see_it_end(moment: Moment) -> None:
+    """Run a worker that has lost its place, until it ends for that."""
+    app, _ = make_app()
+    async with testing.run(app, workers=3) as t:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with a_fourth_worker(t, moment):
+                await t.advance(300)
+                raise AssertionError("it runs on")
+    assert caught.value.subgroup(lambda error: "not come back" in str(error)) is not None
+
+
 async def test_a_worker_that_does_not_come_back_into_its_group_ends(mock_clock: MockClock) -> None:
     """Its client waits for ever for something, as was seen after restarts of a broker."""
     app, _ = make_app()
@@ -118,15 +137,9 @@ async def test_after_a_broker_was_away_a_worker_has_its_time_to_come_back(
 
 
 async def test_a_broker_that_is_slow_hides_no_lost_place(mock_clock: MockClock) -> None:
-    app, _ = make_app()
     moment = Moment()
     moment.empty, moment.takes = True, 11.0
-    async with testing.run(app, workers=3) as t:
-        with pytest.raises(ExceptionGroup) as caught:
-            async with a_fourth_worker(t, moment):
-                await t.advance(300)
-                raise AssertionError("it runs on")
-    assert caught.value.subgroup(lambda error: "not come back" in str(error)) is not None
+    await see_it_end(moment)
 
 
 async def test_what_else_fails_hides_no_lost_place(
@@ -136,60 +149,42 @@ async def test_what_else_fails_hides_no_lost_place(
         raise BrokerUnavailable("a leader is away")
 
     monkeypatch.setattr(Consumer, "_measure_lag", fail)
-    app, _ = make_app()
     moment = Moment()
     moment.empty = True
-    async with testing.run(app, workers=3) as t:
-        with pytest.raises(ExceptionGroup) as caught:
-            async with a_fourth_worker(t, moment):
-                await t.advance(300)
-                raise AssertionError("it runs on")
-    assert caught.value.subgroup(lambda error: "not come back" in str(error)) is not None
+    await see_it_end(moment)
 
 
 @pytest.mark.parametrize("gap", [2, 20])
 async def test_two_who_end_what_a_broker_forgot_end_nobody(mock_clock: MockClock, gap: int) -> None:
     app, source = make_app()
     async with testing.run(app, workers=3) as t:
-
-        async def send(seconds: int) -> None:
-            for number in range(seconds):
-                for partition in range(3):
-                    await t.send(source, number, key="k", partition=partition)
-                await t.advance(1)
-
-        await send(120)
+        await send(t, source, 120)
         for run in t.runs()[:2]:
             assert run.consumer is not None
             await run.consumer.end_forgotten()
-            await send(gap)
-        await send(60)
+            await send(t, source, gap)
+        await send(t, source, 60)
         await t.settled()
         assert len(t.runs()) == 3
 
 
 @pytest.mark.parametrize("age", [10, 120])
 async def test_healthy_workers_go_on_when_what_a_broker_forgot_is_ended(
-    mock_clock: MockClock, age: int
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture, age: int
 ) -> None:
     """Whoever does it fences all of the group, itself too."""
     app, source = make_app()
     async with testing.run(app, workers=2) as t:
-
-        async def send(seconds: int) -> None:
-            for number in range(seconds):
-                for partition in range(3):
-                    await t.send(source, number, key="k", partition=partition)
-                await t.advance(1)
-
-        await send(age)
+        await send(t, source, age)
         one, other = t.runs()
         assert one.consumer is not None
         assert one.consumer.positions()
         await one.consumer.end_forgotten()
-        await send(20)
+        await send(t, source, 20)
         await t.settled()
         assert t.runs() == [one, other]
         for run in (one, other):
             assert run.consumer is not None
             assert {at.offset for at in run.consumer.positions().values()} == {age + 20}
+    told = [text for text in caplog.messages if "is aborted once more" in text]
+    assert len(told) == 2  # one for each worker

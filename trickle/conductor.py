@@ -364,8 +364,8 @@ class Conductor(Service):
         if isinstance(failure, ProducerFenced):
             self._stale = True  # the next assignment begins by taking the transactional id back
         if failure is not None:
-            fenced = isinstance(failure, ProducerFenced)
-            fenced = fenced and self._fences.excused(trio.current_time())
+            now = trio.current_time()
+            fenced = isinstance(failure, ProducerFenced) and self._fences.excused(now)
             if last and not (fenced or failure.superseded):
                 raise failure
             logger.warning(

@@ -121,10 +121,9 @@ async def test_a_shard_that_is_proven_is_not_read_anew() -> None:
         assert again.young is young
 
 
-async def test_a_standby_does_not_take_it_for_proven(autojump_clock: MockClock) -> None:
-    world = Ledger()
-    await world.declare()
-    await world.lose_a_commit()
+@asynccontextmanager
+async def a_standby(world: World) -> AsyncGenerator[Standbys]:
+    """Keep the shards as a standby, beside a member that owns them."""
     await world.transport.admin.declare([TopicSpec(name="source", partitions=1)])
     async with (
         joined(world.transport, "group", "source"),
@@ -136,10 +135,18 @@ async def test_a_standby_does_not_take_it_for_proven(autojump_clock: MockClock) 
             member_id=lambda: me.member_id, counts={"source": 1}, tables={1: TABLES},
         )  # fmt: skip
         await nursery.start(standbys.run)
+        yield standbys
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_standby_does_not_take_it_for_proven(autojump_clock: MockClock) -> None:
+    world = Ledger()
+    await world.declare()
+    await world.lose_a_commit()
+    async with a_standby(world) as standbys:
         await trio.sleep(10)
         (state,) = standbys.statistics().standbys
         assert state.lag == 0  # built anew, and up to date
-        nursery.cancel_scope.cancel()
     assert await world.read("a") == 1
 
 
@@ -305,7 +312,6 @@ async def test_a_standby_waits_for_the_end_of_a_commit(autojump_clock: MockClock
     """It is acknowledged, and its marker is not there yet: as a standby begins, and lost later."""
     world = Ledger()
     await world.declare()
-    await world.transport.admin.declare([TopicSpec(name="source", partitions=1)])
     async with world.manager(MemoryStore(world.disk), transactional=True) as manager:
         shard = (await manager.open(1, 0, TABLES))[counts]
         write(shard, a=1)
@@ -314,19 +320,9 @@ async def test_a_standby_waits_for_the_end_of_a_commit(autojump_clock: MockClock
         assert shard.snapshot() is not None
         shard.committed((await world.transport.admin.watermarks([COUNTS_0]))[COUNTS_0].high)
         await manager.flush()
-    async with (
-        joined(world.transport, "group", "source"),
-        joined(world.transport, "group", "source") as (me, _),
-        trio.open_nursery() as nursery,
-    ):
-        standbys = Standbys(
-            world.transport, MemoryStore(world.disk), group="group", replicas=1,
-            member_id=lambda: me.member_id, counts={"source": 1}, tables={1: TABLES},
-        )  # fmt: skip
-        await nursery.start(standbys.run)
+    async with a_standby(world):
         await trio.sleep(10)
         await world.produce(names, (b"k", b'["x"]'))
         await trio.sleep(10)
-        nursery.cancel_scope.cancel()
     world.transport.broker.log(COUNTS_0).skip(2)  # aborted after all
     assert await world.read("a") == 1

@@ -10,9 +10,12 @@ from confluent_kafka import KafkaError
 from trickle.exceptions import BrokerUnavailable, ConfigurationError, RecordRefused
 from trickle.transport.contract import ConsumerOptions, ProducerOptions, TopicSpec, TransportOptions
 from trickle.transport.kafka.admin import topic_config
+from trickle.transport.kafka.again import HELD_BACK
+from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import read_config
 from trickle.transport.kafka.errors import failed, refused_by
 from trickle.transport.kafka.logs import ClientLog
+from trickle.transport.kafka.transaction import make_producer
 
 LOGGER = "trickle.transport.kafka"
 
@@ -153,3 +156,13 @@ def test_what_may_pass_by_itself_is_an_unavailable_broker(name: str) -> None:
 def test_what_does_not_pass_is_no_unavailable_broker() -> None:
     error = KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED)
     assert not isinstance(failed("kafka://h:1", 1, "looking", error), BrokerUnavailable)
+
+
+@pytest.mark.parametrize("request_timeout", [1, 5, 20])
+def test_what_ends_forgotten_transactions_can_be_made_whatever_the_timeout(
+    request_timeout: float,
+) -> None:
+    """It holds its records back for longer than a short broker_timeout lets others live."""
+    config = read_config("kafka://127.0.0.1:1", TransportOptions(request_timeout=request_timeout))
+    options = ProducerOptions(transactional_id="healer")
+    bury(make_producer(config, options, ClientLog(config), **HELD_BACK))  # it is not refused
