@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -286,3 +287,32 @@ def test_a_look_inside_by_sigusr1(made: Project) -> None:
     worker.signal()
     assert worker.wait() == 0
     assert "Current thread" in worker.output or "Thread 0x" in worker.output
+
+
+THREADS = """
+import ctypes, threading
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+together = threading.Barrier(9)
+def allocate():
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+together.wait()
+for thread in threads:
+    thread.join()
+libc.malloc_stats()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+def test_threads_share_the_c_library_s_memory(made: Project) -> None:
+    agent(made, THREADS)
+    made.do("send", "words", "one")
+    worker = made.start("worker", "app:app", "--no-web", env={"MALLOC_ARENA_MAX": ""})
+    worker.wait_for("mmap bytes")
+    worker.signal()
+    assert worker.wait() == 0
+    assert 0 < worker.output.count("Arena ") <= 2

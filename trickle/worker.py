@@ -1,7 +1,7 @@
 """Worker: puts a Run of an App into a process of its own.
 
-What a process adds to ``async with app.run()``: signals, a bounded end, the garbage collector's
-settings, an exit code, and a look inside for who debugs it.
+What a process adds to ``async with app.run()``: signals, a bounded end, the memory's settings, an
+exit code, and a look inside for who debugs it.
 
 **Signals.** The first SIGTERM or SIGINT drains: each lane finishes the event in hand, what has
 settled is committed, and the process exits with 0. The second cancels at once; events in hand are
@@ -22,6 +22,7 @@ interrupted code holds them.
 from __future__ import annotations
 
 import _thread
+import ctypes
 import faulthandler
 import gc
 import logging
@@ -32,7 +33,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
@@ -61,6 +62,7 @@ EXIT_STOPPED = 3
 CLOSING_TIMEOUT_S = 5.0  # beyond drain_timeout: lanes are cancelled, clients closed
 CANCEL_TIMEOUT_S = 3.0  # from the second signal on
 LINGER_TIMEOUT_S = 2.0  # that threads of the app's own may keep a process that is done
+ARENAS_MAX = 2
 GC_THRESHOLD = 50_000  # with gc.freeze(), 8 to 10 % of throughput, as measured
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -165,7 +167,7 @@ class Worker(Service):
         app: what to run.
         resolved: its effective settings.
         observer: told of the start and the end.
-        tune: set the garbage collector for a long-lived process.
+        tune: set the garbage collector and the C library's memory for a long-lived process.
     """
 
     name = "Worker"
@@ -190,6 +192,8 @@ class Worker(Service):
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         """Run until stopped; what the Run raises leaves from here."""
         self._started_at = time.monotonic()
+        if self._tune:
+            _bound_arenas()
         run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)
         with self._listening(run):
@@ -344,6 +348,22 @@ def _where_blocked() -> str:
         return ""
     at = [line for line in stack if "site-packages" not in line.filename][-1]
     return f" (the event loop is held by {at.name} at {at.filename}:{at.lineno})"
+
+
+def _bound_arenas() -> None:
+    """Let all threads share two of the C library's arenas.
+
+    glibc gives each thread one of its own, up to eight for each core, and does not use for others
+    what a thread left there when it ended. A Kafka client starts threads with each connection and
+    each new client: memory grew with every broker that was lost and found again. Of no effect
+    without glibc, and where ``MALLOC_ARENA_MAX`` says otherwise.
+    """
+    if not os.environ.get("MALLOC_ARENA_MAX"):
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS_MAX)
+
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def _tune_collector() -> None:
