@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -319,12 +320,19 @@ class Producer(Service):
         """Deliver many records, in order; return their number when all are delivered."""
         client = self._plain_client()
         counts: Counter[str] = Counter()
-        for effect in effects:
-            while not client.produce(*effect):
-                await client.drained()
-            counts[effect[0]] += 1
-            if not counts.total() % PORTION:
-                await trio.lowlevel.checkpoint()
+        ahead = iter(effects)
+        portion: deque[Effect] = deque()
+        while True:
+            try:
+                portion.extend(islice(ahead, PORTION))
+            except Exception:  # of an item, not of a record: those before it are on their way
+                await self._hand_over(client, portion)
+                self._unflushed.set()
+                raise
+            if not portion:
+                break
+            counts.update(map(_topic_of, portion))
+            await self._hand_over(client, portion)
         await client.commit({}, None)
         for topic, count in counts.items():
             self._sensor.records_out(topic, count)

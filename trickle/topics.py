@@ -327,7 +327,10 @@ class Topic(Source[V, K]):
         turn = current_turn()
         if turn is None:
             raise UsageError(f"topic {self.name!r}: send_encoded belongs inside an event")
-        data = self._encode(self.key_codec, key, "key")
+        try:
+            data = self.key_codec.encode(key)
+        except EncodeError as error:
+            raise self._misfit("key", error) from error.__cause__
         turn.stage(self.effect_of_bytes(data, value, headers, turn.timestamp_ms()))
 
     async def send_all(
@@ -368,13 +371,15 @@ class Topic(Source[V, K]):
             stamp = timestamp_to_ms(timestamp)
         elif turn is not None:
             stamp = turn.timestamp_ms()
-        return self.effect_of_bytes(
-            self._encode(self.key_codec, key, "key"),
-            self._encode(self.value_codec, value, "value"),
-            pack_headers(headers) if headers else (),
-            stamp,
-            partition,
-        )
+        what = "key"
+        try:
+            key_bytes = self.key_codec.encode(key)
+            what = "value"
+            data = self.value_codec.encode(value)
+        except EncodeError as error:
+            raise self._misfit(what, error) from error.__cause__
+        packed = pack_headers(headers) if headers else ()
+        return self.effect_of_bytes(key_bytes, data, packed, stamp, partition)
 
     def effect_of_bytes(
         self,
@@ -417,15 +422,13 @@ class Topic(Source[V, K]):
         Raises:
             EncodeError: it is not of the topic's value type.
         """
-        return self._encode(self.value_codec, value, "value")
-
-    def _encode(self, codec: BoundCodec, value: object, what: str) -> bytes | None:
-        if value is None:
-            return None
         try:
-            return codec.encode(value)
+            return self.value_codec.encode(value)
         except EncodeError as error:
-            raise EncodeError(f"topic {self.name!r}, {what}: {error}") from error.__cause__
+            raise self._misfit("value", error) from error.__cause__
+
+    def _misfit(self, what: str, error: EncodeError) -> EncodeError:
+        return EncodeError(f"topic {self.name!r}, {what}: {error}")
 
     def _check_size(self, limit: int, size: int, headers: Headers) -> None:
         size += sum(len(name) + len(data or b"") + 10 for name, data in headers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -320,3 +322,20 @@ async def test_event_by_hand_and_after_commit(mock_clock: MockClock) -> None:
         assert [e.value for e in t.sent(copy)] == [1, 2, 3]
         assert t.sent(copy)[0].headers == (("h", b"\x00"),)
         assert [i.offset for i in committed] == [0, 1, 2]
+
+
+async def test_an_item_that_fails_holds_up_none_before_it(mock_clock: MockClock) -> None:
+    """``send_all`` gathers portions: what it has gathered goes, before the failure is told."""
+    app = trickle.App("app")
+    out = app.topic("out", key=str, value=int, partitions=1)
+
+    def items() -> Iterator[tuple[str, int]]:
+        for number in range(300):
+            yield "k", number
+        raise LookupError("the source broke off")
+
+    async with trickle.testing.run(app, seed=1) as t:
+        with pytest.raises(LookupError, match="the source broke off"):
+            await out.send_all(items())
+        await t.settled()
+        assert [event.value for event in t.sent(out)] == list(range(300))
