@@ -104,13 +104,11 @@ class _Table:
         self._begin = environment.begin
 
     def get(self, key: bytes) -> bytes | None:
+        stored = stored_key(key)
         try:
-            txn = self._begin(self.db)
-            try:
-                stored = stored_key(key)
-                raw = txn.get(stored)
-            finally:
-                txn.abort()
+            # Dropped, the transaction is kept for the next one, and keeps the interpreter's lock;
+            # aborted, it would be made anew, and give the lock away once more.
+            raw = self._begin(self.db).get(stored)
         except lmdb.Error as error:
             raise self._environment.unreadable(error) from error
         if raw is None:
