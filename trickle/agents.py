@@ -179,10 +179,10 @@ class Agent(Generic[V, K]):
 
     async def _iterate(self, lane: Lane, scope: trio.CancelScope) -> None:
         stream: Stream[Any, Any] = Stream(lane, self._keys)
+        if self.deadline is not None:  # below the source's steps: they are part of the event
+            stream = bounded(stream, scope, self.deadline)
         for kind, function in self.source.steps:
             stream = getattr(stream, kind)(function)
-        if self.deadline is not None:
-            stream = bounded(stream, scope, self.deadline)
         result = self.function(stream)
         if not inspect.isasyncgen(result):
             await cast("Awaitable[None]", result)
@@ -210,7 +210,7 @@ class Agent(Generic[V, K]):
         same = (ours.type_name, ours.serializer) == (theirs.type_name, theirs.serializer)
         if key is None or same or theirs.serializer == "raw":
             return key
-        return theirs.encode(read_key(ours, record))
+        return sink.encode_key(read_key(ours, record))
 
     # Failures
 

@@ -127,10 +127,12 @@ class Conductor(Service):
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         task_status.started()
         await self._failed.wait()
-        await self.close()
-        if len(self._failures) == 1:
+        try:
+            await self.close()
+        finally:  # also where somebody ends the Run meanwhile: nothing fails in silence
+            if len(self._failures) > 1:
+                raise ExceptionGroup("several agents failed", self._failures)
             raise self._failures[0]
-        raise ExceptionGroup("several agents failed", self._failures)
 
     def _fail(self, error: Exception) -> None:
         self._failures.append(error)

@@ -8,7 +8,7 @@ whole topology is known before anything runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, Literal, cast, overload
 
@@ -79,8 +79,8 @@ class Source(Generic[V, K]):
         """Pass on only the events whose value the predicate holds for."""
         return self._with(("filter", predicate), self._value_type)
 
-    def map(self, function: Callable[[V], V2]) -> Source[V2, K]:
-        """Pass on each event with another value."""
+    def map(self, function: Callable[[V], Awaitable[V2]] | Callable[[V], V2]) -> Source[V2, K]:
+        """Pass on each event with another value; the function may be async."""
         return cast("Source[V2, K]", self._with(("map", function), returned_type(function)))
 
     def flat_map(self, function: Callable[[V], Iterable[V2]]) -> Source[V2, K]:
@@ -327,10 +327,7 @@ class Topic(Source[V, K]):
         turn = current_turn()
         if turn is None:
             raise UsageError(f"topic {self.name!r}: send_encoded belongs inside an event")
-        try:
-            data = self.key_codec.encode(key)
-        except EncodeError as error:
-            raise self._misfit("key", error) from error.__cause__
+        data = self.encode_key(key)
         turn.stage(self.effect_of_bytes(data, value, headers, turn.timestamp_ms()))
 
     async def send_all(
@@ -426,6 +423,17 @@ class Topic(Source[V, K]):
             return self.value_codec.encode(value)
         except EncodeError as error:
             raise self._misfit("value", error) from error.__cause__
+
+    def encode_key(self, key: K | None) -> bytes | None:
+        """Return a key's wire bytes.
+
+        Raises:
+            EncodeError: it is not of the topic's key type.
+        """
+        try:
+            return self.key_codec.encode(key)
+        except EncodeError as error:
+            raise self._misfit("key", error) from error.__cause__
 
     def _misfit(self, what: str, error: EncodeError) -> EncodeError:
         return EncodeError(f"topic {self.name!r}, {what}: {error}")

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.types import Guarantee
 
 
 class At(trio.abc.Instrument):
@@ -141,3 +142,79 @@ async def test_a_join_while_an_agent_is_stuck(
         await t.settled()
         assert outputs(t, out) == {f"k{key}": [1, 2] for key in range(6)}
     assert "did not finish its event within drain_timeout=2 s" in caplog.text
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_an_abandoned_event_that_ends_before_the_last_commit_runs_again(
+    mock_clock: MockClock, concurrency: int, guarantee: Guarantee
+) -> None:
+    """It resists its cancellation, and ends while the revocation's commit waits for another one."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    other = app.topic("other", key=str, value=int, partitions=1)
+    out = app.topic("out", key=str, value=int, partitions=1)
+    shielded = True
+
+    @app.agent(source, concurrency=concurrency)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        nonlocal shielded
+        async for event in stream.events():
+            out.send_nowait(event.value, key=event.key)
+            if event.value == 3 and shielded:
+                shielded = False
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(5.0)
+
+    @app.timer(0.1)
+    async def beat() -> None:
+        other.send_nowait(1, key="x")
+
+    async with trickle.testing.run(
+        app, drain_timeout=2, processing_guarantee=guarantee, transaction_timeout=60,
+        broker_timeout=30,
+    ) as t:  # fmt: skip
+        await t.send(source, 1, key="a")
+        await t.advance(0.5)
+        await t.send(source, 3, key="a")
+        t.broker.commit_delay = 2.7  # a commit is nearly always under way
+        await t.advance(0.5)
+        await t.rebalance()
+        await t.advance(6)
+        t.broker.commit_delay = 0
+        await t.advance(20)
+        got = sorted(event.value for event in t.sent(out))
+        assert got == [1, 3] if guarantee == "exactly_once" else set(got) == {1, 3}
+
+
+async def test_an_agent_s_error_is_told_although_the_worker_is_asked_to_stop(
+    mock_clock: MockClock,
+) -> None:
+    """The conductor drains the other lanes for it when the signal comes."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    slow = app.topic("slow", key=str, value=int, partitions=1)
+
+    @app.agent(source)
+    async def bad(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            raise ValueError("the agent's own error")
+
+    @app.agent(slow)
+    async def other(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            await trio.sleep(3)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ValueError, match="the agent's own error"), flatten_subgroups=True,
+        allow_unwrapped=True,
+    ):  # fmt: skip
+        async with trickle.testing.run(app, drain_timeout=10) as t:
+            await t.send(slow, 1, key="a")
+            await t.advance(0.5)
+            await t.send(source, 3, key="a")
+            await t.advance(0.5)
+            run = t.workers[0].run
+            assert run is not None
+            run.stop()
+            await t.advance(30)

@@ -313,3 +313,26 @@ async def test_who_can_spare_an_environment_learns_that_it_is_wanted(tmp_path: P
         assert environment.tables["t"].count() == 10
         assert [path.name for path in (tmp_path / "t" / "1").iterdir() if path.is_dir()] == ["0"]
         await environment.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"offset":2000', b'"offset":3000'),
+        (b'"offset":2000', b'"offset":2x00'),
+        (b'"topic_id":"id"', b'"topic_id":"ie"'),
+    ],
+)
+async def test_a_position_that_is_not_what_was_written_is_not_believed(
+    tmp_path: Path, old: bytes, new: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the changelog below it would never be read again."""
+    path = fill_and_die(tmp_path / "t")
+    data = (path / "data.mdb").read_bytes()
+    assert old in data
+    (path / "data.mdb").write_bytes(data.replace(old, new))
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        assert (environment.tables["t"].count(), environment.tables["t"].position) == (0, None)
+        await environment.close()
+    assert "cannot be trusted" in caplog.text

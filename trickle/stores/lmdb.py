@@ -19,22 +19,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import struct
 import weakref
-import zlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lmdb
-import msgspec
 import trio
 
 from trickle.exceptions import StoreError
 from trickle.service import Service
 from trickle.stores.contract import (
     FORMAT_VERSION,
-    STORED_KEY_BYTES_MAX,
     Position,
     TableData,
     TableWrite,
@@ -51,6 +47,14 @@ from trickle.stores.homes import (
     mark_open,
     set_aside,
 )
+from trickle.stores.records import (
+    DamagedError,
+    is_whole,
+    pack,
+    pack_position,
+    read_position,
+    unpack,
+)
 from trickle.utils.bridge import Bridge, open_bridge
 from trickle.utils.files import ForeignPathError, private_directory
 
@@ -64,33 +68,7 @@ logger = logging.getLogger("trickle.stores")
 MAP_BYTES = 64 << 20
 _TABLES_MAX = 512
 _META = b"meta"
-_LENGTH = struct.Struct("<I")
 _WRITE_TIMEOUT = 60.0  # a disk that does not answer for so long is not coming back
-
-
-class _Meta(msgspec.Struct):
-    """What the meta database says of one table."""
-
-    topic_id: str
-    offset: int
-    acknowledged: bool = False
-
-
-def _pack(key: bytes, stored: bytes, value: bytes) -> bytes:
-    body = value if len(key) < STORED_KEY_BYTES_MAX else _LENGTH.pack(len(key)) + key + value
-    return body + _LENGTH.pack(zlib.crc32(body, zlib.crc32(stored)))
-
-
-def _unpack(stored: bytes, raw: bytes) -> tuple[bytes, bytes]:
-    """Return key and value of a stored pair."""
-    if stored[-1] == 0:
-        return stored[:-1], raw[:-4]
-    end = 4 + cast("int", _LENGTH.unpack_from(raw)[0])
-    return raw[4:end], raw[end:-4]
-
-
-def _is_whole(stored: bytes, raw: bytes) -> bool:
-    return len(raw) >= 4 and raw[-4:] == _LENGTH.pack(zlib.crc32(raw[:-4], zlib.crc32(stored)))
 
 
 class _Table:
@@ -113,7 +91,7 @@ class _Table:
             raise self._environment.unreadable(error) from error
         if raw is None:
             return None
-        return raw[:-4] if stored[-1] == 0 else _unpack(stored, raw)[1]
+        return raw[:-4] if stored[-1] == 0 else unpack(stored, raw)[1]
 
     def count(self) -> int:
         try:
@@ -131,7 +109,7 @@ class _Table:
                 if there and start and cursor.key() == start:
                     there = cursor.next()
                 while there and len(pairs) < limit:
-                    pairs.append(_unpack(*cursor.item()))
+                    pairs.append(unpack(*cursor.item()))
                     there = cursor.next()
         except lmdb.Error as error:
             raise self._environment.unreadable(error) from error
@@ -155,7 +133,7 @@ class _Handle:
             info, page_bytes = self.env.info(), self.env.stat()["psize"]
             if (info["last_pgno"] + 1) * page_bytes > (path / DATA_FILE).stat().st_size:
                 # To read a page that the file has lost would end the process by a signal.
-                raise _DamagedError("its data file was cut short")
+                raise DamagedError("its data file was cut short")
             self._open_tables(names, read_only=read_only)
         except BaseException:
             self.env.close()
@@ -175,8 +153,7 @@ class _Handle:
             for name, table in self.tables.items():
                 raw = txn.get(f"table:{name}".encode())
                 if raw is not None:
-                    meta = msgspec.json.decode(raw, type=_Meta)
-                    table.position = Position(meta.topic_id, meta.offset, meta.acknowledged)
+                    table.position = read_position(raw)
 
     def unreadable(self, error: lmdb.Error) -> StoreError:
         return StoreError(
@@ -188,13 +165,13 @@ class _Handle:
         """Compare every record with its checksum.
 
         Raises:
-            _DamagedError: one is not what was written.
+            DamagedError: one is not what was written.
         """
         for table in self.tables.values():
             with self.begin(table.db) as txn, txn.cursor() as cursor:
                 for stored, raw in cast("Iterator[tuple[bytes, bytes]]", cursor):
-                    if not _is_whole(stored, raw):
-                        raise _DamagedError(
+                    if not is_whole(stored, raw):
+                        raise DamagedError(
                             f"a record of table {table.name!r} is not what was written"
                         )
 
@@ -210,8 +187,8 @@ class _Handle:
                     if value is None:
                         txn.delete(stored, db=db)
                     else:
-                        txn.put(stored, _pack(key, stored, value), db=db)
-                meta = msgspec.json.encode(_Meta(*write.position))
+                        txn.put(stored, pack(key, stored, value), db=db)
+                meta = pack_position(write.position)
                 txn.put(f"table:{write.table}".encode(), meta, db=self.meta)
 
 
@@ -412,7 +389,7 @@ class LmdbStore(Service):
         if verdict.damage is None:
             try:
                 return self._open_files(home, names, examine_records=verdict.records)
-            except (_DamagedError, lmdb.CorruptedError, lmdb.PageNotFoundError,
+            except (DamagedError, lmdb.CorruptedError, lmdb.PageNotFoundError,
                     lmdb.InvalidError, lmdb.VersionMismatchError) as error:  # fmt: skip
                 damage = str(error)
         else:
@@ -434,10 +411,6 @@ class LmdbStore(Service):
                 handle.env.close()
                 raise
         return handle
-
-
-class _DamagedError(Exception):
-    """What is in the files is not what was written; never leaves this module."""
 
 
 def _map_bytes(home: Home, least: int) -> int:
@@ -482,7 +455,7 @@ def read_only(
                 )
                 if verdict is not None and verdict.records:
                     handle.check_records()
-            except (lmdb.Error, _DamagedError):
+            except (lmdb.Error, DamagedError):
                 logger.debug("the tables in %s cannot be read", home.path, exc_info=True)
                 if handle is not None:
                     handle.env.close()

@@ -418,6 +418,8 @@ class ConcurrentLane(Lane):
         Args:
             keeps: orders that their strand holds for others.
         """
+        if self.abandoned:  # its effects went nowhere: it has not happened
+            return
         for parcel in parcels:
             self._ledgers[parcel.batch.topic].settle(parcel.offset)
         for lock in {parcel.lock for parcel in parcels} - keeps:

@@ -8,6 +8,7 @@ from typing import Any
 import trio
 from typing_extensions import TypeVar
 
+from trickle.streams.settlement import OutOfPatience
 from trickle.streams.stream import Operator, Stream
 
 __all__ = ["bounded"]
@@ -35,7 +36,11 @@ class _Bounded(Operator[V, V, K]):
         if self._scope.cancel_called:  # a shield kept it from the event in hand, which is to blame
             await trio.lowlevel.checkpoint()
         self._scope.deadline = math.inf
-        value = await self._parent.pull(keep=keep)
+        try:
+            value = await self._parent.pull(keep=keep)
+        except OutOfPatience:  # a group is handled with fewer: its time begins now
+            self._scope.deadline = trio.current_time() + self._seconds
+            raise
         self._scope.deadline = trio.current_time() + self._seconds
         return value
 

@@ -143,10 +143,18 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
     async def __aenter__(self) -> Event[V, K]:
         """Bound the event by hand: it settles at the end of the block.
 
+        Behind a ``flat_map`` that is the end of the block around its last value. Events of a batch
+        settle with it, and cannot be bounded: that is a UsageError.
+
         An error that leaves the block undoes what the event has done so far. Where the agent
         catches it, the event settles so; where it does not, its policy decides.
         """
         self._in_hand("entered")
+        if self._lane.pinned is not None:
+            raise UsageError(
+                f"event {self.id} is part of a batch, which settles as a whole: it cannot be "
+                "bounded by itself; leave out `async with`, or take single events"
+            )
         return self
 
     async def __aexit__(
@@ -158,7 +166,8 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
         if self._lane.number != self._number:
             return
         if error is None:
-            self._lane.finish()
+            if not self._lane.partial:  # a flat_map's event settles after its last value
+                self._lane.finish()
         else:  # it may be caught before the agent's policy hears of it: no trace, either way
             self._lane.undo()
 

@@ -73,6 +73,7 @@ class Lane(Turn):
         "counted",
         "ended",
         "frontier",
+        "frozen",
         "history",
         "idle",
         "inbox",
@@ -80,6 +81,7 @@ class Lane(Turn):
         "last",
         "members",
         "pace",
+        "partial",
         "patience",
         "pinned",
         "positions",
@@ -108,6 +110,8 @@ class Lane(Turn):
         self.size = 0
         self.chunk: Iterator[Any] = _NOTHING
         self.pinned: dict[str, int] | None = None
+        self.frozen: dict[str, int] | None = None  # where it stood when it was abandoned
+        self.partial = False  # the event in hand has more values to come, of a flat_map
         super().__init__(agent, partition, shards)
         self.codecs = codecs
         self.settlement = settlement
@@ -165,6 +169,8 @@ class Lane(Turn):
 
     def settled_positions(self) -> dict[str, int]:
         """Return the position behind the last settled event, by topic."""
+        if self.frozen is not None:
+            return self.frozen
         if self.pinned is not None:
             return self.pinned
         positions = dict(self.positions)
@@ -345,7 +351,12 @@ class Lane(Turn):
         self.inbox_bytes = 0
 
     def abandon(self) -> None:
-        """The lane resists its end: whatever its agent does from now on goes nowhere."""
+        """The lane resists its end: whatever its agent does from now on goes nowhere.
+
+        An event that ends all the same, before the commit that gives its partition back, has not
+        happened: its position must not be in that commit.
+        """
+        self.frozen = self.settled_positions()
         self.undo()
         self.drain()
         self.shut()

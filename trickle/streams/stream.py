@@ -211,7 +211,9 @@ class _FlatMap(Operator[V, V2, K]):
     async def pull(self, *, keep: bool) -> V2:
         while True:
             if self._pending:
-                return self._pending.popleft()
+                value = self._pending.popleft()
+                self._lane.partial = self.unfinished
+                return value
             self._pending.extend(self._function(await self._parent.pull(keep=keep)))
             if keep and not self.unfinished:
                 self._lane.pass_over()

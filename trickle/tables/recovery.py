@@ -230,7 +230,7 @@ async def recover(
         try:
             found = await attempt.run(report)
         except OffsetOutOfRange:
-            found = dict.fromkeys(tables, TRIMMED)
+            found = await attempt.trimmed() or attempt.unread()
         finally:
             report(None)
             wrote |= attempt.wrote
@@ -299,11 +299,26 @@ class _Attempt:
                     return {self._at[at]: UNPROVEN for at in self._unproven}
                 positions = dict(reader.positions())
             await self._write(positions)
-            after = await admin.watermarks(list(wanted))
-            if any(after[at].low > self._plans[at].start for at in wanted):
-                return dict.fromkeys(self._tables, TRIMMED)
+            if cut := await self.trimmed():
+                return cut
         await self._write({at: plan.start for at, plan in self._plans.items() if at not in wanted})
         return {}
+
+    async def trimmed(self) -> dict[str, str]:
+        """Return the tables whose changelog has lost records that were to be read.
+
+        No other table is begun anew: what its store has may be in its changelog no more.
+        """
+        after = await self._transport.admin.watermarks(self._to_read())
+        cut = [at for at, marks in after.items() if marks.low > self._plans[at].start]
+        return {self._at[at]: TRIMMED for at in cut}
+
+    def unread(self) -> dict[str, str]:
+        """Return the tables whose changelog was to be read."""
+        return {self._at[at]: TRIMMED for at in self._to_read()}
+
+    def _to_read(self) -> list[TopicPartition]:
+        return [at for at, plan in self._plans.items() if plan.start < plan.end]
 
     async def _identify(self) -> None:
         infos = await find_topics(self._transport.admin, list(self._tables.values()))

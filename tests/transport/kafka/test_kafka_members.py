@@ -17,7 +17,7 @@ from tests.transport.helpers import (
     records_of,
     unique,
 )
-from trickle.exceptions import OffsetOutOfRange, TopicError, UsageError
+from trickle.exceptions import CommitFailed, OffsetOutOfRange, TopicError, UsageError
 from trickle.transport import open_transport
 from trickle.transport.contract import CommittedOffset, ConsumerOptions, ProducerOptions
 from trickle.types import TopicPartition
@@ -107,6 +107,45 @@ async def test_every_command_is_served_inside_a_rebalance_call(transport: Transp
                 with trio.move_on_after(0.3) as nothing_comes:
                     await first.fetch()
                 assert nothing_comes.cancelled_caught
+
+
+async def test_the_group_goes_on_without_a_member_that_takes_too_long(
+    transport: Transport,
+) -> None:
+    """What it commits then, of partitions that others hold, is refused: alone or in a transaction.
+
+    The member itself is in the new generation by then, which Kafka would take its commits for.
+    """
+    topic, group = await declared(transport, 2), unique("group")
+    await fill(transport, topic, 3)
+    zero = TopicPartition(topic, 0)
+    refused: list[CommitFailed] = []
+    told = trio.Event()
+
+    async def too_late(_: object) -> None:
+        await other.until_held(1)
+        before = await transport.admin.committed(group, [zero])
+        with pytest.raises(CommitFailed) as alone:
+            await first.commit({zero: CommittedOffset(2)})
+        refused.append(alone.value)
+        with pytest.raises(CommitFailed) as whole:
+            await producer.commit({zero: CommittedOffset(2)}, first.member)
+        refused.append(whole.value)
+        assert await transport.admin.committed(group, [zero]) == before
+        told.set()
+
+    listener, other = Listener("a", on_revoked=too_late), Listener("b")
+    first: ConsumerClient
+    with trio.fail_after(LIMIT):
+        async with (
+            transport.producer(ProducerOptions(group=group, transactional_id=group)) as producer,
+            transport.consumer(options(topic, group), listener) as first,
+        ):
+            await listener.until_held(2)
+            async with transport.consumer(options(topic, group), other):
+                await other.until_held(1)
+                await told.wait()
+    assert [error.superseded for error in refused] == [True, True]
 
 
 async def test_positions_given_inside_assigned_hold(transport: Transport) -> None:

@@ -61,6 +61,8 @@ class KafkaConsumer:
         self._bridge: Bridge
         self._epoch: Epoch | None = None
         self._generation = 0
+        self._serving = 0  # the generation that the listener knows of
+        self._member: Member = self.owner.member
         self._wake = trio.Event()
         self._failure: BaseException | None = None
         self._failure_raised = False
@@ -79,8 +81,15 @@ class KafkaConsumer:
 
     @property
     def member(self) -> Member:
-        """The membership as of the thread's last poll or callback."""
-        return self.owner.member
+        """The membership of the generation that the listener knows of.
+
+        Where the group went on without a listener that takes too long, the thread's is a newer one,
+        and what the listener still commits would be taken for that: others hold its partitions.
+        """
+        member = self.owner.member  # before the question: it is made new after what that asks for
+        if self._serving > self.owner.past:
+            self._member = member
+        return self._member
 
     @property
     def member_id(self) -> str:
@@ -134,8 +143,17 @@ class KafkaConsumer:
             return
         await self._call(
             f"committing offsets of group {self._options.group!r}",
-            self.owner.commit, as_partitions(offsets),
+            self._commit, self._serving, as_partitions(offsets),
         )  # fmt: skip
+
+    def _commit(self, serving: int, offsets: list[Partition]) -> None:
+        """Commit in the owner's thread, unless the group went on without us."""
+        if serving <= self.owner.past:
+            raise CommitFailed(
+                "committing offsets came too late: the group went on without this member",
+                superseded=True,
+            )
+        self.owner.commit(offsets)
 
     # Within
 
@@ -219,6 +237,8 @@ class KafkaConsumer:
     async def _serve_notices(self) -> None:
         """Call the listener, one notice at a time."""
         async for notice in self._notices:
+            self._serving = notice.generation
+            self._member = self.member
             if self._failure is None:
                 try:
                     await self._tell(notice.kind, notice.partitions)

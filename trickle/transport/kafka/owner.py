@@ -136,6 +136,7 @@ class Owner:
         self.outbox: deque[Entry] = deque()  # bounded by _has_room
         self.rung = False
         self.generation = 0
+        self.past = -1  # the newest generation whose end the group did not wait for
         self.owned: frozenset[TopicPartition] = frozenset()
         self._config = config
         self._options = options
@@ -484,6 +485,7 @@ class Owner:
                     "without it: shorten drain_timeout, or what one event may take (deadline=)",
                     kind, limit,
                 )  # fmt: skip
+                self.past = self.generation if kind != "assigned" else self.past
                 return
             self.bridge.run_pending(min(left, 0.1))
 
