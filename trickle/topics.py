@@ -369,7 +369,7 @@ class Topic(Source[V, K]):
         elif turn is not None:
             stamp = turn.timestamp_ms()
         what = "key"
-        try:
+        try:  # not by encode_key and encode_value: two frames less for each record
             key_bytes = self.key_codec.encode(key)
             what = "value"
             data = self.value_codec.encode(value)

@@ -170,8 +170,8 @@ def _shard(
     """Find the partition count that shards each table."""
     sharded: dict[int, list[Table[Any, Any]]] = {}
     listed = ", ".join(f"{name} has {count}" for name, count in sorted(counts.items()))
-    own = [agent for agent in agents if not agent.internal] or agents  # those that may hold tables
-    everywhere = {counts[t.name] for agent in own for t in agent.topics}
+    # An agent of trickle's own, which forwards or regroups, writes no table.
+    everywhere = {counts[t.name] for agent in agents if not agent.internal for t in agent.topics}
     for table in tables:
         if table.source is not None:
             found = {counts[t.name] for t in table.source.topics if t.name in counts}

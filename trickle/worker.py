@@ -63,6 +63,7 @@ CLOSING_TIMEOUT_S = 5.0  # beyond drain_timeout: lanes are cancelled, clients cl
 CANCEL_TIMEOUT_S = 3.0  # from the second signal on
 LINGER_TIMEOUT_S = 2.0  # that threads of the app's own may keep a process that is done
 ARENAS_MAX = 2
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 GC_THRESHOLD = 50_000  # with gc.freeze(), 8 to 10 % of throughput, as measured
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -361,9 +362,6 @@ def _bound_arenas() -> None:
     if not os.environ.get("MALLOC_ARENA_MAX"):
         with suppress(AttributeError, OSError, TypeError):
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS_MAX)
-
-
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def _tune_collector() -> None:

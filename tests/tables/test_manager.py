@@ -12,7 +12,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.tables.helpers import Lane
-from tests.tables.world import COUNTS_0, TABLES, World, counts, names
+from tests.tables.world import COUNTS_0, TABLES, Trimming, World, committed, counts, names
 from trickle.exceptions import (
     BrokerUnavailable,
     RecoveryError,
@@ -41,11 +41,6 @@ def write(shard: Shard[Any, Any], **values: int) -> None:
 def seen(shard: Shard[Any, Any], key: str) -> int | None:
     """What an event reads."""
     return Lane("agent", 0, {counts: shard}).within(counts.get, key)
-
-
-def committed(shard: Shard[Any, Any]) -> dict[Any, Any]:
-    keys = [shard.keys.key(mark) for mark in shard.marks(None)]
-    return {key: shard.read_committed(key) for key in keys}
 
 
 async def test_an_empty_start(autojump_clock: MockClock) -> None:
@@ -216,25 +211,6 @@ async def test_an_emptied_changelog_leaves_what_is_complete(autojump_clock: Mock
     await world.transport.admin.delete_records({COUNTS_0: 2})
     async with world.manager() as manager:
         assert committed((await manager.open(1, 0, TABLES))[counts]) == {"a": 1, "b": 2}
-
-
-class Trimming(MemoryTransport):
-    """Deletes records while they are read: so often, each time after the first batches."""
-
-    def __init__(self, broker: MemoryBroker, times: int) -> None:
-        super().__init__(broker)
-        self.times = times
-
-    @asynccontextmanager
-    async def reader(
-        self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
-    ) -> AsyncGenerator[MemoryReader, None]:
-        async with super().reader(positions, committed_only=committed_only) as reader:
-            yield reader
-            if self.times:
-                self.times -= 1
-                marks = await self.admin.watermarks([COUNTS_0])
-                await self.admin.delete_records({COUNTS_0: marks[COUNTS_0].low + 1})
 
 
 async def test_trimmed_while_it_is_read_it_starts_again(

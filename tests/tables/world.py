@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from trickle.tables import Shard, Table, TableManager
 from trickle.tables.recovery import CHANGELOG_HEADERS
 from trickle.transport.contract import ProducerOptions
 from trickle.transport.memory import MemoryBroker, MemoryTransport
+from trickle.transport.memory.consumer import MemoryReader
 from trickle.types import Headers, TopicPartition
 
 counts = make_table(str, int, int, name="counts")
@@ -75,3 +76,28 @@ class World:
                 table = counts if shard.table == "counts" else names
                 pairs = list(chain.from_iterable(changes.encoded()))
                 shard.committed(await self.produce(table, *pairs, partition=shard.partition))
+
+
+def committed(shard: Shard[Any, Any]) -> dict[Any, Any]:
+    """Return what a shard holds by its last commit."""
+    keys = [shard.keys.key(mark) for mark in shard.marks(None)]
+    return {key: shard.read_committed(key) for key in keys}
+
+
+class Trimming(MemoryTransport):
+    """Deletes records while they are read: so often, each time after the first batches."""
+
+    def __init__(self, broker: MemoryBroker, times: int) -> None:
+        super().__init__(broker)
+        self.times = times
+
+    @asynccontextmanager
+    async def reader(
+        self, positions: Mapping[TopicPartition, int], *, committed_only: bool = True
+    ) -> AsyncGenerator[MemoryReader, None]:
+        async with super().reader(positions, committed_only=committed_only) as reader:
+            yield reader
+            if self.times:
+                self.times -= 1
+                marks = await self.admin.watermarks([COUNTS_0])
+                await self.admin.delete_records({COUNTS_0: marks[COUNTS_0].low + 1})

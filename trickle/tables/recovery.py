@@ -290,7 +290,7 @@ class _Attempt:
         await self._identify()
         before = await admin.watermarks(self._at.keys())
         self._plan(before)
-        wanted = {at: plan.end for at, plan in self._plans.items() if plan.start < plan.end}
+        wanted = {at: self._plans[at].end for at in self._to_read()}
         if wanted:
             starts = {at: self._plans[at].start for at in wanted}
             async with self._transport.reader(starts) as reader:

@@ -485,7 +485,8 @@ class Owner:
                     "without it: shorten drain_timeout, or what one event may take (deadline=)",
                     kind, limit,
                 )  # fmt: skip
-                self.past = self.generation if kind != "assigned" else self.past
+                if kind != "assigned":
+                    self.past = self.generation
                 return
             self.bridge.run_pending(min(left, 0.1))
 
