@@ -155,9 +155,13 @@ def _most_memory(drive: Drive) -> int:
 
 
 def _memory_at(samples: Mapping[int, int], seconds: float) -> float | None:
-    """Return memory in MB: a mean over ten seconds of a worker's life."""
-    around = [size for second, size in samples.items() if abs(second - seconds) <= 5]
-    return sum(around) / len(around) / (1 << 20) if around else None
+    """Return memory in MB: a mean over two minutes of a worker's life.
+
+    Not of a moment: it swings by a fifth within one, as others die and it takes their partitions.
+    """
+    start = min(seconds - 60, max(samples, default=0) - 120)
+    within = [size for second, size in samples.items() if start <= second <= start + 120]
+    return sum(within) / len(within) / (1 << 20) if within else None
 
 
 def _first_worker_s_memory(drive: Drive) -> list[tuple[str, object]]:

@@ -100,7 +100,8 @@ async def test_what_is_deleted_makes_room(log: EmbeddedTransport, directory: Pat
 async def test_readers_do_not_make_the_file_grow(log: EmbeddedTransport, directory: Path) -> None:
     """Three hundred commits to a topic of one millisecond while a reader follows.
 
-    No read transaction is left open, so pages are used again.
+    No read transaction is left open, so pages are used again: what the second half writes
+    adds less than a fifth of itself to the file. (Not nothing: retention goes by the clock.)
     """
     await log.admin.declare([TopicSpec(name="topic", retention_ms=1)])
     hasten(log)
@@ -109,6 +110,6 @@ async def test_readers_do_not_make_the_file_grow(log: EmbeddedTransport, directo
         for n in range(300):
             await write(log, "topic", (None, os.urandom(10_000)))
             await reader.fetch()
-            if n == 150:
+            if n == 149:
                 halfway = os.stat(directory / "data.mdb").st_size
-    assert os.stat(directory / "data.mdb").st_size <= halfway * 1.3
+    assert os.stat(directory / "data.mdb").st_size - halfway <= 150 * 10_000 / 5
