@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trickle.positions import METADATA_BYTES_MAX, Positions, read_positions
+from trickle.exceptions import DefinitionError
+from trickle.positions import METADATA_BYTES_MAX, Positions, check_names, read_positions
 from trickle.transport.contract import CommittedOffset
 
 AGENTS = ["quick", "slow", "ünïcode", "x" * 50]
@@ -92,6 +94,25 @@ def test_the_committer_is_named_until_it_releases() -> None:
     freed = read_positions(held.moved({"a": 6}, "txn-1", released=True).write())
     assert (held.committer, held.released) == ("txn-1", False)
     assert (freed.committer, freed.released) == ("txn-1", True)
+
+
+def test_agents_whose_positions_have_no_room_are_named() -> None:
+    """As many as have room, and one more."""
+    names = [f"agent-{number:03}-of-a-large-program" for number in range(200)]
+    most = next(n for n in range(200) if not _fits(names[: n + 1]))
+    assert 50 < most < 150
+    positions = Positions(0, dict.fromkeys(names[:most], 1), "c" * 100)
+    assert len(positions.write().metadata) <= 4095
+    with pytest.raises(DefinitionError, match=r"200 agents read one topic .* shorter names"):
+        Positions(0, dict.fromkeys(names, 1), "c" * 100).write()
+
+
+def _fits(names: list[str]) -> bool:
+    try:
+        check_names(names, "c" * 100)
+    except DefinitionError:
+        return False
+    return True
 
 
 def test_metadata_of_another_making_counts_as_none() -> None:

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import trio
 
@@ -38,19 +38,18 @@ from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
 from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
-from trickle.ledger import Ranges
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
-from trickle.streams import ConcurrentLane, Lane
+from trickle.snapshots import Enrolled, Snapshot, settled_positions
+from trickle.streams import Lane
 from trickle.streams.pace import CHUNK_MAX
-from trickle.tables import Changes, Shard
 from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
 from trickle.utils.frames import release_frames
 
-__all__ = ["Committer", "Enrolled"]
+__all__ = ["Committer"]
 
 logger = logging.getLogger("trickle.commit")
 
@@ -58,40 +57,6 @@ PRESSURE_CHUNKS = 16  # how often the caches are asked whether they must be reli
 PAUSE_S = 0.1  # before the generation after the second failure in a row; twice as long each time
 PAUSE_S_MAX = 5.0
 NARROWER = 8  # by how much the next commits shrink after one with a refused record
-
-
-class Enrolled(Protocol):
-    """A partition number's scope, as far as commits go.
-
-    Attributes:
-        number: the partition number.
-        lanes: those that are open.
-        shards: by the changelog topic's name.
-    """
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def lanes(self) -> Iterable[Lane]: ...
-    @property
-    def changelogs(self) -> Mapping[str, Shard[Any, Any]]: ...
-
-
-class _Snapshot(NamedTuple):
-    """What one commit holds."""
-
-    plan: Mapping[TopicPartition, Positions]
-    dirty: list[tuple[TopicPartition, Shard[Any, Any], Changes]]
-    events: int
-    size: int
-    after: list[Call]
-    ticks: list[Effect]
-    holder: Lane | None
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing has to be committed."""
-        return not (self.plan or self.dirty or self.after or self.ticks or self.size)
 
 
 class Committer(Service):
@@ -153,10 +118,11 @@ class Committer(Service):
         self._chunks = 0
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
-        self._later: list[Effect] = []  # ticks that wait for an event's own commit
+        self._later: list[Effect] = []  # ticks that wait for an event's own commit, or a doubt
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
+        self._doubt: Snapshot | None = None  # it failed, and may have happened all the same
         self._failures = 0  # in a row
         self.chunk_max = min(CHUNK_MAX, events_max)
         self.crowded = events_max == 1
@@ -197,7 +163,7 @@ class Committer(Service):
         """Whether something may have to be committed, or a failed commit is being cleared away."""
         if self._cadence.since != math.inf or self.broken is not None:
             return True
-        return self._lock.locked() or bool(self.calls)
+        return self._lock.locked() or self._doubt is not None or bool(self.calls)
 
     def hurry(self) -> None:
         """Commit now, without waiting for any interval."""
@@ -243,7 +209,8 @@ class Committer(Service):
 
     def tick(self, effects: list[Effect]) -> None:
         """A tick has settled: its records join the next commit, also if that takes a second try."""
-        if self._holder is not None:  # in a commit of their own, so that it is known who is refused
+        # In a commit of their own, so that it is known who is refused; and never out of order.
+        if self._holder is not None or self._doubt is not None:
             self._later.extend(effects)
             return
         self._ticks.extend(effects)
@@ -295,7 +262,7 @@ class Committer(Service):
 
     def _pass_on(self) -> None:
         self._holder = None
-        if self._later:
+        if self._later and self._doubt is None:
             ticks, self._later = self._later, []
             self.tick(ticks)
         self._room.set()
@@ -369,13 +336,14 @@ class Committer(Service):
         self._sensor.committed(ended - started, taken.events, len(taken.plan))
         self.calls.add(taken.after)
 
-    def _snapshot(self, releasing: frozenset[TopicPartition]) -> _Snapshot:
+    def _snapshot(self, releasing: frozenset[TopicPartition]) -> Snapshot:
         """Step 1: take what has settled; it has no await, so each event is in it or not."""
         self._producer.catch_up()
-        settled, beyond = self._settled_positions()
+        settled, beyond = settled_positions(self._scopes)
         consumer = self._consumer
-        taken = _Snapshot(
-            plan=consumer.plan(settled, releasing, beyond) if consumer is not None else {},
+        marked = bool(self._ticks) and self._transactional
+        taken = Snapshot(
+            plan=consumer.plan(settled, releasing, beyond, marked) if consumer is not None else {},
             dirty=[
                 (TopicPartition(changelog, scope.number), shard, changes)
                 for scope in self._scopes
@@ -394,7 +362,7 @@ class Committer(Service):
         self._cadence.taken(trio.current_time() if self._busy else math.inf)
         return taken
 
-    async def _make_durable(self, taken: _Snapshot) -> Mapping[TopicPartition, int]:
+    async def _make_durable(self, taken: Snapshot) -> Mapping[TopicPartition, int]:
         """Steps 2 and 3: changelog, offsets, transaction; return where the changelogs end."""
         consumer = self._consumer
         offsets = {partition: positions.write() for partition, positions in taken.plan.items()}
@@ -412,37 +380,24 @@ class Committer(Service):
         return ends
 
     def _failed(
-        self, taken: _Snapshot, started: float, error: CommitFailed | BrokerUnavailable
+        self, taken: Snapshot, started: float, error: CommitFailed | BrokerUnavailable
     ) -> None:
         """Keep what must not be lost with the commit; from now on the committer is broken."""
         failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
-        self._ticks = taken.ticks + self._ticks
+        if self._consumer is not None:
+            self._consumer.in_doubt(taken.plan)
+        if failure.refused is None and taken.plan:
+            self._doubt = taken
+        else:
+            self._ticks = taken.ticks + self._ticks
         self.broken = failure
         self._sensor.commit_failed(trio.current_time() - started, failure)
         if failure.refused is None:  # else the next commit is another one
             self._failures += 1
         else:
-            if taken.ticks and not (taken.plan or taken.dirty):
+            if taken.ticks and not (taken.events or taken.dirty):
                 raise failure.refused  # nobody's but a tick's: that fails the Run
             self._narrow(failure.refused, taken.events, taken.holder)
-
-    def _settled_positions(
-        self,
-    ) -> tuple[dict[TopicPartition, dict[str, int]], dict[TopicPartition, dict[str, Ranges]]]:
-        """Return the lanes' positions, and what lanes with concurrency have settled beyond."""
-        settled: dict[TopicPartition, dict[str, int]] = {}
-        beyond: dict[TopicPartition, dict[str, Ranges]] = {}
-        for scope in self._scopes:
-            for lane in scope.lanes:
-                lane.count_settled()
-                for topic, position in lane.settled_positions().items():
-                    at = TopicPartition(topic, scope.number)
-                    settled.setdefault(at, {})[lane.agent] = position
-                if isinstance(lane, ConcurrentLane):
-                    for topic, ranges in lane.settled_beyond().items():
-                        at = TopicPartition(topic, scope.number)
-                        beyond.setdefault(at, {})[lane.agent] = ranges
-        return settled, beyond
 
     # Failures
 
@@ -469,11 +424,27 @@ class Committer(Service):
         self.broken = None
         self.crowded = self._limit == 1
         self._cadence.taken(math.inf)
-        ticks = self._ticks + self._later
-        self._ticks, self._later = [], []
+        self._later, self._ticks = self._ticks + self._later, []
         self._pass_on()
-        if ticks:
-            self.tick(ticks)
+
+    @property
+    def doubtful(self) -> Mapping[TopicPartition, Positions] | None:
+        """The positions of a commit that failed, and may have happened.
+
+        Events run from what is committed, and so are right either way; calls that waited for the
+        commit, and what timers sent with it, hang on whether it has happened.
+        """
+        return None if self._doubt is None else self._doubt.plan
+
+    def resolve(self, *, happened: bool) -> None:
+        """Make the calls of the commit in doubt, or send again what its timers sent."""
+        doubt, self._doubt = self._doubt, None
+        assert doubt is not None
+        if happened:
+            self.calls.add(doubt.after)
+        else:
+            self._later = doubt.ticks + self._later
+        self._pass_on()
 
     def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:
         """Blame the event that had the commit to itself, or make the next commits smaller."""

@@ -28,6 +28,7 @@ import trio
 from trickle.agents import Agent
 from trickle.commit import Committer
 from trickle.consumer import Consumer
+from trickle.draining import cancel, drain
 from trickle.exceptions import (
     BrokerUnavailable,
     CommitFailed,
@@ -225,6 +226,7 @@ class Conductor(Service):
         await self._renew_producer()
         await self._patiently(self._producer.ensure_ready)
         positions = await self._patiently(lambda: self._consumer.recall(partitions))
+        await self._resolve_doubt()
         scopes = self._group(partitions)
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
         lowest = {partition: position.offset for partition, position in positions.items()}
@@ -242,6 +244,17 @@ class Conductor(Service):
             )  # fmt: skip
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
+
+    async def _resolve_doubt(self) -> bool:
+        """Learn whether a commit that failed has happened: the producer is ready, so it is over."""
+        plan = self._committer.doubtful
+        if plan is None:
+            return False
+        happened = await self._patiently(lambda: self._consumer.took_effect(plan))
+        if happened:
+            logger.info("the commit that got no answer has happened all the same")
+        self._committer.resolve(happened=happened)
+        return happened
 
     def _group(self, partitions: Iterable[TopicPartition]) -> list[Scope]:
         groups: dict[tuple[int, int], set[TopicPartition]] = defaultdict(set)
@@ -325,9 +338,13 @@ class Conductor(Service):
     # Closing
 
     async def close(self) -> None:
-        """Drain, commit and release all lanes: the last thing before the group is left."""
+        """Drain, commit and release all lanes: the last thing before the group is left.
+
+        Whoever asks while another does it waits until it is done.
+        """
         if self._closed:
-            return
+            async with self._changes:
+                return
         self._closed = True
         partitions = self._assigned
         self._leave()
@@ -340,8 +357,8 @@ class Conductor(Service):
         scopes = list(self._scopes.values())
         lanes = [lane for scope in scopes for lane in scope.lanes]
         if clean:
-            await self._drain(lanes)
-        await self._cancel(lanes)
+            self.undrained += await drain(lanes, self._drain_timeout)
+        await cancel(lanes)
         failure: CommitFailed | None = None
         try:
             if clean:
@@ -363,49 +380,42 @@ class Conductor(Service):
         self._sensor.revoked(partitions)
         if failure is not None or not clean:
             self._committer.resume()
-        if isinstance(failure, ProducerFenced):
-            self._stale = True  # the next assignment begins by taking the transactional id back
         if failure is not None:
-            now = trio.current_time()
-            fenced = isinstance(failure, ProducerFenced) and self._fences.excused(now)
-            if last and not (fenced or failure.superseded):
+            await self._last_failed(failure, final=last)
+
+    async def _last_failed(self, failure: CommitFailed, *, final: bool) -> None:
+        """The last commit before partitions were given back failed: their events run elsewhere.
+
+        Args:
+            final: this worker ends, too. Then it sees whether the commit has happened all the
+                same, and what timers sent is committed for itself.
+
+        Raises:
+            CommitFailed: nobody has heard of what was to be committed.
+        """
+        fenced = isinstance(failure, ProducerFenced)
+        # The next assignment begins by taking the transactional id back.
+        self._stale = self._stale or fenced
+        excused = fenced and self._fences.excused(trio.current_time())
+        if final:
+            if (fenced and not excused) or failure.refused is not None:
                 raise failure
-            logger.warning(
-                "the last commit before partitions were given back failed, their events since "
-                "the commit before run again elsewhere: %s", failure,
-            )  # fmt: skip
-
-    async def _drain(self, lanes: Sequence[Lane]) -> None:
-        """Let each lane finish the event in hand."""
-        for lane in lanes:
-            lane.drain()
-        with trio.move_on_after(self._drain_timeout):
-            for lane in lanes:
-                await lane.ended.wait()
-        for lane in lanes:
-            if not lane.ended.is_set():
-                self.undrained.append(f"{lane.agent}[{lane.partition}]")
-                logger.warning(
-                    "agent %s, partition %d, did not finish its event within drain_timeout=%g s: "
-                    "cancelled, the event runs again", lane.agent, lane.partition,
-                    self._drain_timeout,
-                )  # fmt: skip
-
-    async def _cancel(self, lanes: Sequence[Lane]) -> None:
-        """End lanes at once; one that shields itself is left behind, unable to take effect."""
-        for lane in lanes:
-            lane.stopping = True
-            lane.scope.cancel()
-        with trio.move_on_after(CANCEL_TIMEOUT_S):
-            for lane in lanes:
-                await lane.ended.wait()
-        for lane in lanes:
-            if not lane.ended.is_set():
-                logger.error(
-                    "agent %s, partition %d, resists its cancellation (a shielded scope?)",
-                    lane.agent, lane.partition,
-                )  # fmt: skip
-                lane.abandon()
+            try:
+                with trio.fail_after(self._drain_timeout):
+                    await self._renew_producer()
+                    await self._patiently(self._producer.ensure_ready)
+                    happened = await self._resolve_doubt()
+                    await self._committer.commit()
+            except (trio.TooSlowError, CommitFailed) as error:
+                raise failure from error
+            if happened:
+                return
+            if not (excused or failure.superseded):
+                raise failure
+        logger.warning(
+            "the last commit before partitions were given back failed, their events since "
+            "the commit before run again elsewhere: %s", failure,
+        )  # fmt: skip
 
     # Failed commits
 
@@ -422,7 +432,7 @@ class Conductor(Service):
                 return  # a rebalance came first, and has cleared away
             logger.warning("a commit failed, its events run again: %s", error)
             lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
-            await self._cancel(lanes)
+            await cancel(lanes)
             # Whoever fenced us has the id until the next assignment is opened.
             self._stale = self._stale or fenced
             for scope in self._scopes.values():
@@ -480,6 +490,5 @@ class Conductor(Service):
         return [lane for scope in self._scopes.values() for lane in scope.lanes]
 
 
-CANCEL_TIMEOUT_S = 2.0
 BROKER_PAUSE_S = 1.0
 RENEWALS_MAX = 5

@@ -368,6 +368,7 @@ class Consumer(Service):
         settled: Mapping[TopicPartition, Mapping[str, int]],
         releasing: frozenset[TopicPartition],
         beyond: Mapping[TopicPartition, Mapping[str, Ranges]] | None = None,
+        marked: bool = False,
     ) -> dict[TopicPartition, Positions]:
         """Return the positions that a commit now has to write: those that have changed.
 
@@ -378,6 +379,7 @@ class Consumer(Service):
             settled: the positions of the agents.
             releasing: partitions that are given back.
             beyond: what agents have settled beyond their positions.
+            marked: the commit shows in what is committed, also where no position has moved.
         """
         beyond = beyond or {}
         plan: dict[TopicPartition, Positions] = {}
@@ -398,7 +400,28 @@ class Consumer(Service):
             )
             if moved or foreign or (releases and unreleased):
                 plan[partition] = after
+        if marked and not plan and self._committed:
+            partition, before = min(self._committed.items())
+            plan[partition] = structs.replace(
+                before, committer=self.committer_id, released=False, ticks=before.ticks + 1
+            )
         return plan
+
+    def in_doubt(self, plan: Mapping[TopicPartition, Positions]) -> None:
+        """A commit of this plan has failed: what is committed is not known until it is recalled."""
+        for partition in plan:
+            self._committed.pop(partition, None)
+
+    async def took_effect(self, plan: Mapping[TopicPartition, Positions]) -> bool:
+        """Tell whether a commit whose outcome is not known has happened; it is over by now.
+
+        Each plan differs from what was committed before it, and only its own commit writes it.
+        Where others have committed all of its partitions since, nobody can tell, and it counts as
+        not happened.
+        """
+        group = self._options.group
+        latest = await self._transport.admin.committed(group, plan.keys(), stable=False)
+        return any(latest.get(at) == positions.write() for at, positions in plan.items())
 
     def committed(self, plan: Mapping[TopicPartition, Positions]) -> None:
         """The plan's positions have been committed."""

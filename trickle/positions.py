@@ -9,11 +9,11 @@ It names the topic's identity as well, for a topic that was deleted and created 
 records at the same offsets.
 
 The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "a":
-{agent: position}, "l": {agent: ranges}}``, with only those agents in it whose position lies above
-the committed offset. An agent that is not named is at the committed offset; so is a new one. One
-that this program does not know is carried on while its position lies above the offset, and holds
-nothing back. The ranges are those that an agent with concurrency has settled beyond its position,
-as :mod:`trickle.ledger` writes them.
+{agent: position}, "l": {agent: ranges}, "n": ticks}``, with only those agents in it whose position
+lies above the committed offset. An agent that is not named is at the committed offset; so is a new
+one. One that this program does not know is carried on while its position lies above the offset, and
+holds nothing back. The ranges are those that an agent with concurrency has settled beyond its
+position, as :mod:`trickle.ledger` writes them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
+from trickle.exceptions import DefinitionError
 from trickle.ledger import Ledger, Ranges, read_ranges, write_ranges
 from trickle.transport.contract import CommittedOffset
 
-__all__ = ["METADATA_BYTES_MAX", "Positions", "read_positions"]
+__all__ = ["METADATA_BYTES_MAX", "Positions", "check_names", "read_positions"]
 
 METADATA_BYTES_MAX = 4000
+"""What trickle fills; ranges give way where it would be more."""
+
+_KAFKA_BYTES_MAX = 4095
 """Kafka's ``offset.metadata.max.bytes`` is 4,096 by default, and 4,095 pass (as measured)."""
 
 
@@ -38,6 +42,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     p: str = ""
     a: dict[str, int] = {}
     l: dict[str, str] = {}  # noqa: E741 - each byte counts
+    n: int = 0
 
 
 _decode = msgspec.json.Decoder(_Wire).decode
@@ -55,6 +60,8 @@ class Positions(msgspec.Struct, frozen=True):
         topic_id: the identity of the topic that the offsets mean; empty where it is not known.
         program: what committed them, see :mod:`trickle.namesakes`.
         beyond: what agents have settled beyond their positions.
+        ticks: counts the commits that moved no position and held what timers sent: so each commit
+            shows in what is committed, and it can be told whether one has happened.
     """
 
     offset: int
@@ -64,6 +71,7 @@ class Positions(msgspec.Struct, frozen=True):
     topic_id: str = ""
     program: str = ""
     beyond: Mapping[str, Ranges] = {}
+    ticks: int = 0
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
@@ -97,7 +105,9 @@ class Positions(msgspec.Struct, frozen=True):
             if ledger.ranges:
                 ranges[name] = ledger.ranges
         agents = {name: position for name, position in agents.items() if position > lowest}
-        return Positions(lowest, agents, committer, released, self.topic_id, self.program, ranges)
+        return Positions(
+            lowest, agents, committer, released, self.topic_id, self.program, ranges, self.ticks
+        )
 
     def room(self, agents: Iterable[str], sharing: Collection[str], committer: str) -> int:
         """Return how many characters one agent's ranges may have in the metadata.
@@ -111,23 +121,47 @@ class Positions(msgspec.Struct, frozen=True):
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in carried.items()}
         texts.update(dict.fromkeys(sharing, ""))
         ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
-        full = Positions(0, ends, committer, True, self.topic_id, self.program)
+        full = Positions(0, ends, committer, True, self.topic_id, self.program, ticks=_OFFSET_MAX)
         return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
 
     def _wire(self, texts: dict[str, str]) -> _Wire:
         """Return the metadata as it is to be encoded."""
         released = int(self.released)
         return _Wire(
-            self.committer, released, self.topic_id, self.program, dict(self.agents), texts
-        )
+            self.committer, released, self.topic_id, self.program, dict(self.agents), texts,
+            self.ticks,
+        )  # fmt: skip
 
     def write(self) -> CommittedOffset:
-        """Return what is committed."""
+        """Return what is committed.
+
+        Raises:
+            DefinitionError: there are too many agents, with too long names.
+        """
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in self.beyond.items()}
-        return CommittedOffset(self.offset, _encode(self._wire(texts)).decode())
+        metadata = _encode(self._wire(texts))
+        if len(metadata) > _KAFKA_BYTES_MAX:
+            names = sorted(self.agents)
+            raise DefinitionError(
+                f"{len(names)} agents read one topic ({names[0]!r}, {names[1]!r}, …): their "
+                f"positions take {len(metadata):,} bytes of a committed offset's metadata, and "
+                f"Kafka allows {_KAFKA_BYTES_MAX:,}; give them shorter names, or let one agent do "
+                "the work of several"
+            )
+        return CommittedOffset(self.offset, metadata.decode())
 
 
 _OFFSET_MAX = (1 << 63) - 1
+
+
+def check_names(agents: Iterable[str], committer: str) -> None:
+    """See that the positions of some agents, that read one topic, can be committed.
+
+    Raises:
+        DefinitionError: they are too many, with too long names.
+    """
+    ends = dict.fromkeys(agents, _OFFSET_MAX)
+    Positions(0, ends, committer, True, "t" * 32, "p" * 8).write()
 
 
 def read_positions(committed: CommittedOffset) -> Positions:
@@ -141,4 +175,4 @@ def read_positions(committed: CommittedOffset) -> Positions:
         }
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
-    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond)
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n)

@@ -53,7 +53,7 @@ from trickle.streams import Pace
 from trickle.tables import HOLDER, CacheLimits, Holder, Standbys, TableManager, Views
 from trickle.tasks import SupervisedService, TaskService
 from trickle.ticks import TimerService
-from trickle.topology import Topology, prepare
+from trickle.topology import Topology, check_positions, prepare
 from trickle.transport import open_transport
 from trickle.transport.contract import (
     ConsumerOptions,
@@ -242,6 +242,7 @@ class Run(Service):
         )
         topics.update(self.topology.topics)
         identity = self._identity = self._identify(agents)
+        check_positions(agents, identity.transactional_id)
         await self._start_producer(transport, identity, topics)
         if agents:
             await self._start_tables(transport)

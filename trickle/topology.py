@@ -8,6 +8,7 @@ source that shards their table. What exists already is checked instead.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ import msgspec
 
 from trickle.agents import Agent
 from trickle.exceptions import DefinitionError, TopicError
+from trickle.positions import check_names
 from trickle.tables import Table
 from trickle.topics import Topic
 from trickle.transport.contract import Admin, TopicInfo, TopicSpec
 from trickle.transport.looks import find_topics
 
-__all__ = ["Topology", "prepare"]
+__all__ = ["Topology", "check_positions", "prepare"]
 
 logger = logging.getLogger("trickle.topology")
 
@@ -87,6 +89,20 @@ async def prepare(
         for table in group:
             _check_changelog(table, declarer.infos[table.changelog], count)
     return Topology(declarer.infos, counts, sharded)
+
+
+def check_positions(agents: Iterable[Agent[Any, Any]], committer: str) -> None:
+    """See that one offset holds the positions of all agents that read its topic.
+
+    Raises:
+        DefinitionError: they are too many, with too long names.
+    """
+    readers: dict[str, list[str]] = defaultdict(list)
+    for agent in agents:
+        for topic in agent.topics:
+            readers[topic.name].append(agent.name)
+    for names in readers.values():
+        check_names(names, committer)
 
 
 class _Declarer:

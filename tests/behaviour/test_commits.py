@@ -189,3 +189,20 @@ async def test_tables_that_press_have_a_commit_made(mock_clock: MockClock) -> No
         await t.advance(0.5)
         (shard,) = t.shards_of(table)
         assert 3_000 < shard.size_committed < 5_100
+
+
+async def test_more_agents_than_a_commit_can_name_are_refused_at_the_start(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    for number in range(120):
+        app.agent(source, name=f"agent-{number:03}-of-a-large-program")(work)
+    with pytest.raises(trickle.DefinitionError, match="^120 agents read one topic"):
+        async with trickle.testing.run(app):
+            pass
