@@ -359,6 +359,8 @@ class Conductor(Service):
         if clean:
             self.undrained += await drain(lanes, self._drain_timeout)
         await cancel(lanes)
+        for lane in lanes:
+            self._committer.forget(lane)  # also one that resists, and does not say so itself
         failure: CommitFailed | None = None
         try:
             if clean:

@@ -217,11 +217,22 @@ class Consumer(Service):
         )
 
     async def _purge(self) -> None:
-        """Delete what all agents have handled of the repartition topics (as Kafka Streams does)."""
-        before = {
-            partition: position.offset
+        """Delete what all agents have handled of the repartition topics (as Kafka Streams does).
+
+        The broker is asked: a commit that it has acknowledged and forgotten runs again.
+        """
+        owned = [
+            partition
             for partition, position in self.positions().items()
             if partition.topic in self._owned and position.offset > self._purged.get(partition, 0)
+        ]
+        if not owned:
+            return
+        committed = await self._transport.admin.committed(self._options.group, owned, stable=True)
+        before = {
+            partition: found.offset
+            for partition, found in committed.items()
+            if found is not None and found.offset > self._purged.get(partition, 0)
         }
         if before:
             await self._transport.admin.delete_records(before)

@@ -147,7 +147,7 @@ class Turn:
         self.partition = partition
         self.hand = False
         self.own: dict[Any, Any] = shards
-        self.shards: dict[Any, Any] = _NO_SHARDS
+        self.shards: dict[Any, Any] = _NOT_YET
         self.touched = False
         self.effects: list[Effect] = []
         self.written: list[Written] = []
@@ -219,6 +219,7 @@ class Turn:
 
 
 _NO_SHARDS: dict[Any, Any] = {}
+_NOT_YET: dict[Any, Any] = {}  # the shards of a turn before its first event
 
 
 class Child:
@@ -238,7 +239,7 @@ OUTLET: ContextVar[Outlet | Outlets | None] = ContextVar("trickle.outlet", defau
 
 
 def current_turn() -> Turn | None:
-    """Return the turn of the running task, None outside any event.
+    """Return the turn of the running task; None outside any event, or before an agent's first.
 
     Raises:
         EventSettledError: the task's event has settled already.
@@ -249,6 +250,8 @@ def current_turn() -> Turn | None:
     if found.shards is found.own:  # the usual case, in one look: a turn with an event in hand
         return cast("Turn", found)
     turn = found.turn if isinstance(found, Child) else found
+    if turn.shards is _NOT_YET:
+        return None
     if turn.shut_out or (isinstance(found, Child) and found.number != turn.number):
         raise EventSettledError(
             f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "

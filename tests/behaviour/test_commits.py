@@ -203,6 +203,6 @@ async def test_more_agents_than_a_commit_can_name_are_refused_at_the_start(
 
     for number in range(120):
         app.agent(source, name=f"agent-{number:03}-of-a-large-program")(work)
-    with pytest.raises(trickle.DefinitionError, match="^120 agents read one topic"):
+    with pytest.raises(trickle.DefinitionError, match=r"^120 agents read one topic"):
         async with trickle.testing.run(app):
             pass

@@ -339,3 +339,30 @@ async def test_an_item_that_fails_holds_up_none_before_it(mock_clock: MockClock)
             await out.send_all(items())
         await t.settled()
         assert [event.value for event in t.sent(out)] == list(range(300))
+
+
+async def test_before_its_first_event_an_agent_is_outside_of_any(mock_clock: MockClock) -> None:
+    """It may send, at once, and read what is committed; it writes nothing."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    ups = app.topic("ups", key=str, value=str, partitions=1)
+    counts = app.table("counts", key=str, value=int, default=int)
+    seen: list[int] = []
+
+    @app.agent(source)
+    async def count(stream: trickle.Stream[int, str]) -> None:
+        await ups.send("up", key="count")
+        seen.append(counts["a"])
+        with pytest.raises(trickle.TableReadOnlyError):
+            counts["a"] = 7
+        async for key, value in stream.items():
+            counts[key] += value
+
+    for _ in range(2):
+        async with trickle.testing.run(app) as t:
+            assert [event.value for event in t.sent(ups)] == ["up"]
+            await t.send(source, 5, key="a")
+            await t.settled()
+            await t.rebalance(workers=1)
+            await t.crash()
+            assert seen[-1] == 5
