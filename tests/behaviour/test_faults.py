@@ -11,8 +11,7 @@ from trio.testing import MockClock
 import trickle
 import trickle.testing
 from trickle.positions import Positions
-from trickle.transport.contract import TopicSpec
-from trickle.transport.contract import CommittedOffset
+from trickle.transport.contract import CommittedOffset, TopicSpec
 from trickle.transport.memory import CommitFault
 from trickle.transport.memory.log import PartitionLog, policy_of
 
