@@ -7,7 +7,7 @@ and how many events (or records, or keys) it handles.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import trio
 
 import trickle
 from benchmarks.data import Flight, make_flights
-from trickle.context import CURRENT, Effect
+from trickle.context import CURRENT, OUTLET, Effect
 from trickle.exceptions import TrickleError
 from trickle.serializers import BoundCodec, codec_for
 from trickle.stores.contract import Position, TableData, TableWrite, coalesced
@@ -29,7 +29,7 @@ from trickle.streams.pace import CHUNK_MAX, Pace
 from trickle.streams.stream import Stream
 from trickle.tables import CacheLimits, Shard, Table
 from trickle.transport.shared import RecordBatch
-from trickle.types import Record
+from trickle.types import Record, RecordMetadata
 from trickle.utils.bridge import open_bridge
 
 __all__ = ["PARTS", "Bench"]
@@ -100,6 +100,27 @@ class Sink:
 
     def dry(self, lane: Lane) -> None:
         """Nobody asks."""
+
+
+class WayOut:
+    """Knows what every topic takes, and sends nothing."""
+
+    def bounds(self, topic: str) -> tuple[int | None, int | None]:
+        """Return a partition count, and a broker's usual limit."""
+        del topic
+        return 4, 1_048_588
+
+    async def send(self, effect: Effect) -> RecordMetadata:
+        """Refuse: only what happens inside events is measured."""
+        raise NotImplementedError(effect)
+
+    def send_nowait(self, effect: Effect) -> None:
+        """Likewise."""
+        raise NotImplementedError(effect)
+
+    async def send_all(self, effects: Iterable[Effect]) -> int:
+        """Likewise."""
+        raise NotImplementedError(effects)
 
 
 def bind(kind: Any) -> BoundCodec:
@@ -194,6 +215,7 @@ async def effect(size: int) -> AsyncGenerator[Bench]:
             out.send_nowait(flight, key=key)
 
     agent = Agent(records(keys(size, KEYS)), bind(bytes), work)
+    OUTLET.set(WayOut())
     yield Bench(agent.run, agent.events)
 
 
