@@ -399,7 +399,7 @@ class Topic(Source[V, K]):
             if partition is not None:
                 self._check_partition(partition, count)
             elif self.partitioner is not None and count is not None:
-                partition = self.partitioner(key, count)
+                partition = self.partition_for(key, count)
         return (self.name, partition, key, value, headers, timestamp_ms)
 
     def _check_partition(self, partition: int, count: int | None) -> None:
@@ -412,6 +412,22 @@ class Topic(Source[V, K]):
                 f"topic {self.name!r} has the partitions 0 to {count - 1}: "
                 f"partition={partition} does not exist"
             )
+
+    def partition_for(self, key: bytes | None, count: int) -> int | None:
+        """Return what the topic's own partitioner makes of a key; None where it has none.
+
+        Raises:
+            UsageError: it is no partition.
+        """
+        if self.partitioner is None:
+            return None
+        partition = self.partitioner(key, count)
+        if not is_whole(partition, at_least=0) or partition >= count:
+            raise UsageError(
+                f"topic {self.name!r}: its partitioner returned {partition!r} for the key {key!r}: "
+                f"it must return a whole number from 0 to {count - 1}"
+            )
+        return partition
 
     def encode_value(self, value: V) -> bytes | None:
         """Return a value's wire bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 import trio
@@ -366,3 +367,23 @@ async def test_before_its_first_event_an_agent_is_outside_of_any(mock_clock: Moc
             await t.rebalance(workers=1)
             await t.crash()
             assert seen[-1] == 5
+
+
+@pytest.mark.parametrize("chosen", [3, -1, "x", None, True])
+async def test_a_partitioner_that_gives_no_partition_is_named(
+    mock_clock: MockClock, chosen: object
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    out = app.topic("out", value=int, partitions=3, partitioner=lambda *_: cast("int", chosen))
+
+    @app.agent(source)
+    async def forward(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            with pytest.raises(trickle.UsageError, match=r"'out': its partitioner .* 0 to 2$"):
+                out.send_nowait(value, key=b"k")
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1)
+        await t.settled()
+        assert t.sent(out) == []

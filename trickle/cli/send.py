@@ -140,9 +140,8 @@ async def _send_one(
     output: Output,
 ) -> None:
     partition = request.partition
-    partitioner = request.known.partitioner if request.known is not None else None
-    if partition is None and partitioner is not None:
-        partition = partitioner(request.key, info.partitions)
+    if partition is None and request.known is not None:
+        partition = request.known.partition_for(request.key, info.partitions)
     sent = await producer.send(
         request.topic, partition, request.key, value, request.headers, request.timestamp_ms
     )
