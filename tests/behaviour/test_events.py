@@ -375,7 +375,12 @@ async def test_a_partitioner_that_gives_no_partition_is_named(
 ) -> None:
     app = trickle.App("app")
     source = app.topic("source", value=int, partitions=1)
-    out = app.topic("out", value=int, partitions=3, partitioner=lambda *_: cast("int", chosen))
+
+    def choose(key: bytes | None, count: int) -> int:
+        del key, count
+        return cast("int", chosen)
+
+    out = app.topic("out", value=int, partitions=3, partitioner=choose)
 
     @app.agent(source)
     async def forward(stream: trickle.Stream[int]) -> None:
