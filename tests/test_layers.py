@@ -53,6 +53,7 @@ ROOMS: list[str] = [
     "lanes",
     "fences",
     "draining",
+    "patience",
     "conductor",
     "topology",
     "definitions",

@@ -118,7 +118,8 @@ class Committer(Service):
         self._chunks = 0
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
-        self._later: list[Effect] = []  # ticks that wait for an event's own commit, or a doubt
+        self._later: list[Effect] = []  # ticks that wait for an event's own commit, or are held
+        self._held = False
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
@@ -136,9 +137,13 @@ class Committer(Service):
         ended: Callable[[CommitFailed], Awaitable[None]],
         condemn: Callable[[Lane, str, int, TrickleError], None],
     ) -> None:
-        """Tell who opens a new generation after a failure, and who remembers condemned events."""
+        """Tell who opens a new generation after a failure, and who remembers condemned events.
+
+        What timers send waits until the first one is open.
+        """
         self._ended = ended
         self._condemn = condemn
+        self._held = True
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         self.nursery.start_soon(self.calls.make, name="calls after commits")
@@ -163,7 +168,7 @@ class Committer(Service):
         """Whether something may have to be committed, or a failed commit is being cleared away."""
         if self._cadence.since != math.inf or self.broken is not None:
             return True
-        return self._lock.locked() or self._doubt is not None or bool(self.calls)
+        return self._lock.locked() or bool(self._later) or self.owing or bool(self.calls)
 
     def hurry(self) -> None:
         """Commit now, without waiting for any interval."""
@@ -210,7 +215,7 @@ class Committer(Service):
     def tick(self, effects: list[Effect]) -> None:
         """A tick has settled: its records join the next commit, also if that takes a second try."""
         # In a commit of their own, so that it is known who is refused; and never out of order.
-        if self._holder is not None or self._doubt is not None:
+        if self._holder is not None or self._held:
             self._later.extend(effects)
             return
         self._ticks.extend(effects)
@@ -262,7 +267,7 @@ class Committer(Service):
 
     def _pass_on(self) -> None:
         self._holder = None
-        if self._later and self._doubt is None:
+        if self._later and not self._held:
             ticks, self._later = self._later, []
             self.tick(ticks)
         self._room.set()
@@ -386,6 +391,7 @@ class Committer(Service):
         failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
         if self._consumer is not None:
             self._consumer.in_doubt(taken.plan)
+        self._held = True
         if failure.refused is None and taken.plan:
             self._doubt = taken
         else:
@@ -444,6 +450,28 @@ class Committer(Service):
             self.calls.add(doubt.after)
         else:
             self._later = doubt.ticks + self._later
+
+    @property
+    def owing(self) -> bool:
+        """Whether something waits for :meth:`go_on`."""
+        return self._held and (self._doubt is not None or bool(self._later))
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether something has settled that is in no commit."""
+        return bool(self._events or self._after)
+
+    def hold(self) -> None:
+        """No generation is open from now on: what timers send waits for the next one.
+
+        Else it would be produced by a client that is about to be replaced, or committed while
+        positions are read.
+        """
+        self._held = True
+
+    def go_on(self) -> None:
+        """The producer is ready, and the positions are known."""
+        self._held = False
         self._pass_on()
 
     def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:

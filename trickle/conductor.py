@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 
@@ -30,7 +30,6 @@ from trickle.commit import Committer
 from trickle.consumer import Consumer
 from trickle.draining import cancel, drain
 from trickle.exceptions import (
-    BrokerUnavailable,
     CommitFailed,
     OffsetOutOfRange,
     ProducerFenced,
@@ -39,6 +38,7 @@ from trickle.exceptions import (
 from trickle.fences import Fences
 from trickle.inboxes import Inboxes
 from trickle.lanes import lanes_of
+from trickle.patience import BROKER_PAUSE_S, patiently
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.scope import Scope
@@ -52,8 +52,6 @@ from trickle.utils.frames import release_frames
 __all__ = ["Conductor"]
 
 logger = logging.getLogger("trickle.conductor")
-
-T = TypeVar("T")
 
 
 class Conductor(Service):
@@ -111,7 +109,7 @@ class Conductor(Service):
                 self._readers[topic.name].append(agent)
         self._changes = trio.Lock()
         self._opening = trio.CancelScope()
-        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._assigned: frozenset[TopicPartition] | None = None
         self._epoch = 0
         self._fences = Fences()
         self._moved = trio.Event()
@@ -165,7 +163,7 @@ class Conductor(Service):
 
     def _leave(self) -> None:
         self._sensor.rebalance_started()
-        self._assigned = frozenset()
+        self._assigned = None
         self._epoch += 1
         self._opening.cancel()
         self._moved.set()
@@ -191,20 +189,6 @@ class Conductor(Service):
         await trio.sleep(seconds)
         await self._open(partitions, epoch)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call until the broker answers; only at the start is one that is away an error."""
-        said = False
-        while True:
-            try:
-                return await call()
-            except BrokerUnavailable as error:
-                if not self.ready.is_set():
-                    raise
-                if not said:
-                    logger.warning("waiting for the broker: %s", error)
-                said = True
-                await trio.sleep(BROKER_PAUSE_S)
-
     async def _renew_producer(self) -> None:
         """Take the transactional id back from whoever took over, and fenced it.
 
@@ -213,7 +197,7 @@ class Conductor(Service):
         fenced = 0
         while self._stale:
             try:
-                await self._patiently(self._producer.renew)
+                await patiently(self._producer.renew, self.ready)
                 self._stale = False
             except ProducerFenced:
                 fenced += 1
@@ -224,9 +208,10 @@ class Conductor(Service):
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
         await self._renew_producer()
-        await self._patiently(self._producer.ensure_ready)
-        positions = await self._patiently(lambda: self._consumer.recall(partitions))
+        await patiently(self._producer.ensure_ready, self.ready)
+        positions = await patiently(lambda: self._consumer.recall(partitions), self.ready)
         await self._resolve_doubt()
+        self._committer.go_on()
         scopes = self._group(partitions)
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
         lowest = {partition: position.offset for partition, position in positions.items()}
@@ -250,7 +235,7 @@ class Conductor(Service):
         plan = self._committer.doubtful
         if plan is None:
             return False
-        happened = await self._patiently(lambda: self._consumer.took_effect(plan))
+        happened = await patiently(lambda: self._consumer.took_effect(plan), self.ready)
         if happened:
             logger.info("the commit that got no answer has happened all the same")
         self._committer.resolve(happened=happened)
@@ -267,8 +252,8 @@ class Conductor(Service):
     ) -> None:
         tables = self._tables.get(scope.count, ())
         if tables:
-            scope.shards = await self._patiently(
-                lambda: self._manager.open(scope.count, scope.number, tables)
+            scope.shards = await patiently(
+                lambda: self._manager.open(scope.count, scope.number, tables), self.ready
             )
             scope.changelogs = {table.changelog: shard for table, shard in scope.shards.items()}
         agents = {
@@ -346,7 +331,7 @@ class Conductor(Service):
             async with self._changes:
                 return
         self._closed = True
-        partitions = self._assigned
+        partitions = self._assigned or frozenset()
         self._leave()
         async with self._changes:
             await self._close(partitions, clean=True, last=True)
@@ -356,6 +341,7 @@ class Conductor(Service):
     ) -> None:
         scopes = list(self._scopes.values())
         lanes = [lane for scope in scopes for lane in scope.lanes]
+        self._committer.hold()
         if clean:
             self.undrained += await drain(lanes, self._drain_timeout)
         await cancel(lanes)
@@ -380,44 +366,58 @@ class Conductor(Service):
         self._scopes.clear()
         self._inboxes.close()
         self._sensor.revoked(partitions)
+        whole = not self._committer.uncommitted
         if failure is not None or not clean:
             self._committer.resume()
-        if failure is not None:
-            await self._last_failed(failure, final=last)
+        await self._after_close(failure, whole=whole, last=last)
 
-    async def _last_failed(self, failure: CommitFailed, *, final: bool) -> None:
-        """The last commit before partitions were given back failed: their events run elsewhere.
+    async def _after_close(self, failure: CommitFailed | None, *, whole: bool, last: bool) -> None:
+        """See what becomes of a commit that failed as partitions were given back.
 
         Args:
-            final: this worker ends, too. Then it sees whether the commit has happened all the
-                same, and what timers sent is committed for itself.
+            whole: all that has settled was in it.
+            last: the worker ends, too.
 
         Raises:
-            CommitFailed: nobody has heard of what was to be committed.
+            CommitFailed: it was the worker's last, and nobody has heard of what was in it.
         """
         fenced = isinstance(failure, ProducerFenced)
-        # The next assignment begins by taking the transactional id back.
-        self._stale = self._stale or fenced
         excused = fenced and self._fences.excused(trio.current_time())
-        if final:
-            if (fenced and not excused) or failure.refused is not None:
-                raise failure
-            try:
-                with trio.fail_after(self._drain_timeout):
-                    await self._renew_producer()
-                    await self._patiently(self._producer.ensure_ready)
-                    happened = await self._resolve_doubt()
-                    await self._committer.commit()
-            except (trio.TooSlowError, CommitFailed) as error:
-                raise failure from error
-            if happened:
-                return
-            if not (excused or failure.superseded):
-                raise failure
+        # Whoever fenced us has the id until the next assignment is opened.
+        self._stale = self._stale or fenced
+        if last and failure is not None and (fenced > excused or failure.refused is not None):
+            raise failure
+        happened = last and await self._settle_last(failure)
+        if failure is None or (happened and whole):
+            return
+        if last and not (excused or failure.superseded):
+            raise failure
         logger.warning(
             "the last commit before partitions were given back failed, their events since "
             "the commit before run again elsewhere: %s", failure,
         )  # fmt: skip
+
+    async def _settle_last(self, failure: CommitFailed | None) -> bool:
+        """Commit what timers have sent; tell whether the commit that failed has happened.
+
+        Raises:
+            CommitFailed: the broker does not answer in time.
+        """
+        happened = False
+        try:
+            with trio.fail_after(self._drain_timeout):
+                if failure is not None or self._committer.owing:
+                    await self._renew_producer()
+                    await patiently(self._producer.ensure_ready, self.ready)
+                    happened = await self._resolve_doubt()
+                self._committer.go_on()
+                await self._committer.commit()
+        except (trio.TooSlowError, CommitFailed) as error:
+            raise failure or CommitFailed(
+                "what timers sent at last is not committed: no answer from the broker within "
+                f"drain_timeout={self._drain_timeout:g} s"
+            ) from error
+        return happened
 
     # Failed commits
 
@@ -446,7 +446,8 @@ class Conductor(Service):
             self._scopes.clear()
             self._inboxes.close()
             self._committer.resume()
-        if self._assigned and not self._closed:
+        if self._assigned is not None and not self._closed:
+            self._epoch += 1  # no other opening of this assignment that waits may follow
             pause = self._committer.pause
             self.nursery.start_soon(self._open_later, self._assigned, self._epoch, pause)
 
@@ -474,9 +475,11 @@ class Conductor(Service):
         if not self._consumer.may_move:
             raise error
         async with self._changes:
-            partitions, epoch = self._assigned, self._epoch
+            partitions = self._assigned
+            self._epoch += 1
+            epoch = self._epoch
             await self._close(frozenset(), clean=True)
-        if partitions and not self._closed:
+        if partitions is not None and not self._closed:
             await self._open(partitions, epoch)
 
     def condemn(self, lane: Lane, topic: str, offset: int, error: TrickleError) -> None:
@@ -492,5 +495,4 @@ class Conductor(Service):
         return [lane for scope in self._scopes.values() for lane in scope.lanes]
 
 
-BROKER_PAUSE_S = 1.0
 RENEWALS_MAX = 5

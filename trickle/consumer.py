@@ -414,7 +414,10 @@ class Consumer(Service):
         if marked and not plan and self._committed:
             partition, before = min(self._committed.items())
             plan[partition] = structs.replace(
-                before, committer=self.committer_id, released=False, ticks=before.ticks + 1
+                before,
+                committer=self.committer_id,
+                released=partition in releasing,
+                ticks=before.ticks + 1,
             )
         return plan
 
@@ -430,8 +433,14 @@ class Consumer(Service):
         Where others have committed all of its partitions since, nobody can tell, and it counts as
         not happened.
         """
-        group = self._options.group
-        latest = await self._transport.admin.committed(group, plan.keys(), stable=False)
+        admin, group = self._transport.admin, self._options.group
+        try:
+            latest = await admin.committed(group, plan.keys(), stable=True)
+        except BrokerUnavailable as error:
+            if not error.pending:
+                raise
+            # Another worker's, who holds the partitions by now, or one that the broker forgot
+            latest = await admin.committed(group, plan.keys(), stable=False)
         return any(latest.get(at) == positions.write() for at, positions in plan.items())
 
     def committed(self, plan: Mapping[TopicPartition, Positions]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import cast
 
 import pytest
@@ -14,18 +14,34 @@ import trickle
 import trickle.testing
 from trickle.exceptions import CommitFailed
 from trickle.transport.memory import CommitFault
+from trickle.types import Guarantee
 
 SLOW = 1000
+NAPS = {SLOW: 1.0}
 FAULTS = cast("list[CommitFault]", ["aborted", "applied", "lost"])
 
 
 class Scene:
     """An app that reports events in ways that hang on their commit, and a timer that sends."""
 
-    def __init__(self) -> None:
-        self.app = app = trickle.App("app", commit_interval=5, drain_timeout=5)
-        self.source = app.topic("source", key=str, value=int, partitions=2)
+    def __init__(
+        self,
+        *,
+        partitions: int = 2,
+        commit_interval: float = 5,
+        processing_guarantee: Guarantee = "exactly_once",
+        interval: float = 1.0,
+        naps: Mapping[int, float] = NAPS,
+    ) -> None:
+        self.app = app = trickle.App(
+            "app",
+            commit_interval=commit_interval,
+            processing_guarantee=processing_guarantee,
+            drain_timeout=5,
+        )
+        self.source = app.topic("source", key=str, value=int, partitions=partitions)
         self.ticks = app.topic("ticks", value=int, partitions=1)
+        counts = app.table("counts", key=str, value=int, default=int)
         self.called: list[int] = []
         self.sunk: list[int] = []
         self.ticked = 0
@@ -33,12 +49,13 @@ class Scene:
         @app.agent(self.source, sink=[self.sunk.append])
         async def work(stream: trickle.Stream[int, str]) -> AsyncIterator[int]:
             async for event in stream.events():
-                if event.value == SLOW:
-                    await trio.sleep(1)
+                if event.value in naps:
+                    await trio.sleep(naps[event.value])
+                counts[event.key or ""] += 1
                 event.after_commit(lambda value=event.value: self.called.append(value))
                 yield event.value
 
-        @app.timer(1.0)
+        @app.timer(interval)
         async def beat() -> None:
             self.ticked += 1
             self.ticks.send_nowait(self.ticked)
@@ -132,3 +149,156 @@ async def test_an_agent_that_fails_while_others_drain_does_not_cut_them_short(
             await t.send(weak, 1)
             await t.advance(0.1)
     assert ended == [1]
+
+
+class Disturbed:
+    """A seeded run of an app under failing commits, rebalances, members given up and delays."""
+
+    def __init__(self, seed: int, guarantee: Guarantee) -> None:
+        self.draw = random.Random(seed)
+        self.scene = Scene(
+            commit_interval=self.draw.choice([0.1, 5]),
+            processing_guarantee=guarantee,
+            interval=0.5,
+            naps={
+                n: self.draw.choice([0.01, 0.3, 1]) for n in range(40) if self.draw.random() < 0.2
+            },
+        )
+
+    async def run(self, seed: int, workers: int) -> trickle.testing.Simulation:
+        draw, scene = self.draw, self.scene
+        async with trickle.testing.run(scene.app, seed=seed, workers=workers) as t:
+            for number in range(1, 41):
+                t.broker.commit_delay = 0
+                if draw.random() < 0.6:
+                    await t.send(scene.source, number, key=draw.choice("abcd"))
+                await self._disturb(t)
+                await t.advance(draw.choice([0.03, 0.1, 0.3, 1.1]))
+            t.broker.commit_delay = 0
+            while t.broker.take_fault() is not None:
+                pass  # no commit has met it
+            await t.advance(120)
+            await t.settled()
+            self.ticked = scene.ticked
+        return t
+
+    async def _disturb(self, t: trickle.testing.Simulation) -> None:
+        chance, draw = self.draw.random(), self.draw
+        if chance < 0.35:
+            t.broker.fail_commits(draw.choice([*FAULTS, cast("CommitFault", "fenced")]))
+        elif chance < 0.45:
+            t.broker.rebalance("app")
+        elif chance < 0.5 and len(t.workers) == 1:
+            for member in t.broker.members("app"):
+                t.broker.kill(member)
+        elif chance < 0.6:
+            t.broker.commit_delay = draw.choice([0.1, 0.6])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("seed", range(16))
+async def test_nothing_is_lost_or_doubled_whatever_becomes_of_commits(
+    mock_clock: MockClock, seed: int, workers: int
+) -> None:
+    run = Disturbed(seed, "exactly_once")
+    t = await run.run(seed, workers)
+    scene = run.scene
+    values = sorted(event.value for event in t.sent(scene.source))
+    assert sorted(scene.called) == sorted(scene.sunk) == values
+    assert sorted(scene.sent(t)) == list(range(1, run.ticked + 1))
+    if workers == 1:
+        assert scene.sent(t) == sorted(scene.sent(t))
+        assert scene.called == scene.sunk
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_nothing_is_lost_at_least_once(mock_clock: MockClock, seed: int) -> None:
+    run = Disturbed(seed, "at_least_once")
+    t = await run.run(seed, 1)
+    scene = run.scene
+    assert set(scene.called) == set(scene.sunk) == {e.value for e in t.sent(scene.source)}
+    assert set(scene.sent(t)) == set(range(1, run.ticked + 1))
+
+
+@pytest.mark.parametrize("fault", ["fenced", "away"])
+async def test_a_worker_without_partitions_finds_its_way_back(
+    mock_clock: MockClock, fault: str
+) -> None:
+    """Two workers, two partitions of the one topic that only one of them reads."""
+    scene = Scene(partitions=1)
+    async with trickle.testing.run(scene.app, workers=2) as t:
+        await t.advance(1.5)
+        for number in (0, 1):
+            if fault == "fenced":
+                t.broker.open_epoch(f"app-worker-{number}")
+            t.broker.unavailable = fault == "away"
+            await t.advance(1)
+            t.broker.unavailable = False
+            await t.advance(10)
+        await t.advance(20)
+        assert sorted(scene.sent(t)) == list(range(1, scene.ticked + 1))
+        failed = [run.monitor.statistics().commits.failed for run in t.runs()]
+        assert sum(failed) < 30
+
+
+async def test_an_assignment_is_opened_once_whoever_asks(mock_clock: MockClock) -> None:
+    """Positions go out of range during the pause before the generation after two failures."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app, out_of_range="earliest") as t:
+        await t.send(scene.source, 0, partition=0)
+        await t.advance(1)
+        t.broker.fail_commits("aborted", "aborted")
+        await t.send(scene.source, 1, partition=0)
+        while t.runs()[0].monitor.statistics().commits.failed < 2:
+            await t.advance(0.005)
+        t.broker.fetch_delay = 0.02
+        for number in range(2, 10):
+            await t.send(scene.source, number, partition=0)
+        t.broker.log(trickle.TopicPartition("source", 0)).delete_before(6)
+        t.broker.topic("source").wake()
+        await t.advance(20)
+        for number in range(10, 15):
+            await t.send(scene.source, number, partition=0)
+        await t.advance(20)
+        assert scene.called == scene.sunk
+        assert scene.called[-9:] == list(range(6, 15))
+        assert len(set(scene.called)) == len(scene.called)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_stop_in_the_midst_of_a_doubt_leaves_nothing_behind(
+    mock_clock: MockClock, fault: CommitFault
+) -> None:
+    """The generation has ended, and the next one is not open yet."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await t.advance(0.95)
+        await t.send(scene.source, 1, partition=0)
+        t.broker.fail_commits(fault, fault)
+        while t.runs()[0].monitor.statistics().commits.failed < 2:
+            await t.advance(0.005)
+        await t.advance(0.05)  # into the pause before the generation after two failures
+    assert scene.sent(t) == list(range(1, scene.ticked + 1))
+    committed = t.broker.group("app").offsets
+    there = [place for place, found in committed.items() if found.offset]
+    assert scene.called == [1] * len(there)
+
+
+async def test_what_settles_behind_a_commit_in_doubt_makes_no_clean_exit(
+    mock_clock: MockClock,
+) -> None:
+    """The commit that is under way at the stop happens, and what a lane drains is in none."""
+    scene = Scene(commit_interval=0.1)
+    seen: list[trickle.testing.Simulation] = []
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trickle.testing.run(scene.app) as t:
+            seen.append(t)
+            await t.advance(0.9)
+            t.broker.fail_commits("applied")
+            await t.send(scene.source, SLOW, partition=1)
+            await t.send(scene.source, 1, partition=0)
+            t.broker.commit_delay = 0.2
+            await t.advance(0.12)
+    assert caught.group_contains(CommitFailed)
+    assert scene.called == [1]
+    assert scene.sent(seen[0]) == list(range(1, scene.ticked + 1))
