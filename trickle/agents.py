@@ -30,6 +30,7 @@ from trickle.exceptions import (
 from trickle.policies import DeadLetter, Policy, Retry, Skip, Stop
 from trickle.sensors import Sensor
 from trickle.streams import ConcurrentLane, Lane, Ordering, OrderingArgument, Stream
+from trickle.streams.call import FunctionCall
 from trickle.streams.deadline import bounded
 from trickle.topics import Source, Topic
 from trickle.types import Headers, Record
@@ -156,15 +157,15 @@ class Agent(Generic[V, K]):
         Raises:
             Exception: an error that belongs to no event.
         """
-        scope = trio.CancelScope()
+        call = lane.call = FunctionCall()
         try:
-            with scope:
-                await self._iterate(lane, scope)
+            with call.scope:
+                await self._iterate(lane, call.scope)
         except Exception as error:
             if not lane.hand:
                 raise
             return error
-        if scope.cancel_called:
+        if call.scope.cancel_called and not call.told:
             return DeadlineExceeded(
                 f"agent {self.name!r}: an event took longer than deadline={self.deadline:g} s"
             )

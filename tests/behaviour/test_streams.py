@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -229,3 +231,31 @@ async def test_batches_behind_operators_leave_nothing_out(mock_clock: MockClock)
         sent = [value for event in t.sent(out) for value in event.value]
         assert sent == [signed for value in range(1, 10, 2) for signed in (value, -value)]
         assert [event.value for event in t.sent(letters)] == [b"13"]
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 3}, {"deadline": 2.0}])
+async def test_an_agent_that_iterates_again_and_again_ends_with_its_stream(
+    mock_clock: MockClock, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What follows a break is one more loop, for ever; nothing in it lets others run."""
+    app = trickle.App("app", drain_timeout=5)
+    source = app.topic("source", key=str, value=int, partitions=1)
+    out = app.topic("out", key=str, value=int, partitions=1)
+
+    @app.agent(source, **options)
+    async def forward(stream: trickle.Stream[int, str]) -> None:
+        while True:
+            async for value in stream:
+                out.send_nowait(value, key="k")
+                if value % 2:
+                    break
+
+    for _ in range(2):
+        async with trickle.testing.run(app) as t:
+            for value in range(6):
+                await t.send(source, value, key=str(value))
+            await t.rebalance(workers=2)
+            await t.settled()
+            await t.send(source, 7, key="k")
+        assert sorted(event.value for event in t.sent(out)) == [0, 1, 2, 3, 4, 5, 7]
+    assert "did not finish" not in caplog.text

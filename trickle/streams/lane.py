@@ -33,6 +33,7 @@ import trio
 from trickle.context import Turn
 from trickle.exceptions import DecodeError, TrickleError, UsageError
 from trickle.serializers import BoundCodec
+from trickle.streams.call import FunctionCall
 from trickle.streams.nowhere import Nowhere
 from trickle.streams.pace import Pace
 from trickle.streams.settlement import OutOfPatience, Settlement
@@ -67,6 +68,7 @@ class Lane(Turn):
         "attempt_of",
         "base",
         "batch",
+        "call",
         "chunk",
         "codecs",
         "condemned",
@@ -119,6 +121,7 @@ class Lane(Turn):
         self.pace = pace
         self._taken = taken
         self.scope = trio.CancelScope()
+        self.call = FunctionCall()
         self.ended = trio.Event()
         # What waits, and up to where it has been delivered
         self.inbox: deque[tuple[Batch, int]] = deque()
@@ -296,6 +299,7 @@ class Lane(Turn):
             self.finish()
         while True:
             if self.stopping:
+                await self.call.end()
                 raise StopAsyncIteration
             if self.settlement.crowded and not self.hand:
                 await self.settlement.room(self)
