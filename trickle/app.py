@@ -74,6 +74,7 @@ class App:
         self._agents: dict[str, Agent[Any, Any]] = {}
         self._tables: dict[str, Table[Any, Any]] = {}
         self._repartitions: dict[str, Repartition] = {}
+        self._letters: set[str] = set()  # topics that nobody has described
         self.timers: list[Timer] = []
         self.tasks: list[Callable[[], Awaitable[None]]] = []
         self.commands: list[Command] = []
@@ -190,7 +191,8 @@ class App:
         Args:
             name: unique in the app; its changelog is ``{app}-{name}-changelog``.
             key: the type of its keys.
-            value: the type of its values.
+            value: the type of its values; with ``| None``, setting None removes the key, as None is
+                Kafka's null, in changelogs too.
             default: makes the value of a key that is missing, as defaultdict's does.
             source: whose partitions shard it; needed where the agents' sources have different
                 partition counts.
@@ -389,7 +391,10 @@ class App:
 
     def _add_topic(self, topic: Topic[Any, Any]) -> None:
         known = self._topics.get(topic.name)
-        if known is not None and known is not topic:
+        if topic.name in self._letters and not topic.internal:  # one may say more of dead letters
+            self._letters.remove(topic.name)
+            _kept_for_ever(topic)
+        elif known is not None and known is not topic:
             raise DefinitionError(
                 f"topic {topic.name!r} is described twice: describe it once, and use that"
             )
@@ -444,16 +449,18 @@ class App:
             return policy.topic
         name = policy.topic or f"{self.id}-{agent}-dead-letters"
         if name in self._topics:
-            return self._topics[name]
-        letters: Topic[Any, Any] = Topic(
-            name,
-            app_id=self.id,
-            key=bytes | None,
-            value=bytes | None,
-            retention=-1,  # they carry their records' timestamps, which may be years old
-        )
-        self._add_topic(letters)
+            return _kept_for_ever(self._topics[name])
+        letters: Topic[Any, Any] = Topic(name, app_id=self.id, key=bytes | None, value=bytes | None)
+        self._add_topic(_kept_for_ever(letters))
+        self._letters.add(name)
         return letters
+
+
+def _kept_for_ever(letters: Topic[Any, Any]) -> Topic[Any, Any]:
+    """Keep dead letters, unless told otherwise: their timestamps are their records', years old."""
+    if letters.retention is None:
+        letters.retention = -1
+    return letters
 
 
 def _callers_file() -> str | None:

@@ -392,3 +392,30 @@ async def test_a_partitioner_that_gives_no_partition_is_named(
         await t.send(source, 1)
         await t.settled()
         assert t.sent(out) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_dead_letters_may_be_described_before_the_agent_or_after(
+    mock_clock: MockClock, first: bool
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+
+    def describe() -> trickle.Topic[int, str]:
+        return app.topic("app-work-dead-letters", key=str, value=int, partitions=1)
+
+    letters = describe() if first else None
+
+    @app.agent(source, on_error=trickle.DeadLetter())
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for _ in stream:
+            raise ValueError("never")
+
+    letters = letters or describe()
+    assert letters.spec().retention_ms == -1
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 7, key="k")
+        await t.settled()
+        assert [(event.key, event.value) for event in t.sent(letters)] == [("k", 7)]
+    with pytest.raises(trickle.DefinitionError, match="described twice"):
+        describe()

@@ -84,7 +84,7 @@ class ValueShape:
                 return ABSENT
             raise EncodeError(
                 f"{self._what}, key {_short(key)}: None is not a {self._codec.type_name}; "
-                "use `del` to remove the key, or give the table a value type with `| None`"
+                "use `del` to remove the key (with `| None` in the value type, None does so as well)"
             )
         if type(value) is self._exact and (self._exact is not str or value.isascii()):
             return value

@@ -284,7 +284,7 @@ class Simulation:
         victim.disk.crash()
         await self._start(victim)
 
-    async def rebalance(self, *, workers: int | None = None) -> None:
+    async def rebalance(self, workers: int | None = None) -> None:
         """Rebalance the group: all partitions are revoked and assigned anew.
 
         Args:
