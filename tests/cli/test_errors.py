@@ -128,8 +128,7 @@ def test_a_broken_pipe_and_an_interrupt_are_seen_inside_groups() -> None:
         ("send words - <&-", "standard input is closed: VALUE is -, which takes lines from it"),
         (
             "tail words --no-follow",
-            "topic 'words' is not on the broker yet: a worker declares it as it starts, unless "
-            "declare_topics is False",
+            "topic 'words' is not on the broker yet: a worker declares it as it starts",
         ),
     ],
 )

@@ -129,7 +129,7 @@ def test_every_key_comes_back_as_it_was(key: Any) -> None:
     [
         (int, "x", "table 't', key 'k': expected int, got 'x' of type str"),
         (int, True, "table 't', key 'k': expected int, got True of type bool"),
-        (int, None, "table 't', key 'k': None is not a int; use `del` to remove the key, "),
+        (int, None, "table 't', key 'k': None is not a int; use `del` to remove the key"),
         (float, float("nan"), "table 't', key 'k': expected float, got nan of type float"),
         (int, 10**5000, "table 't', key 'k': expected int, got "),
         (tuple[int, float], (1, float("inf")), "table 't', key 'k': expected tuple[int, float], "),

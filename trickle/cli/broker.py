@@ -58,8 +58,7 @@ async def require_topic(admin: Admin, name: str, app: App) -> TopicInfo:
     found = await admin.topics([name])
     if name not in found and name in app.topics:
         raise TopicError(
-            f"topic {name!r} is not on the broker yet: a worker declares it as it starts, unless "
-            "declare_topics is False"
+            f"topic {name!r} is not on the broker yet: a worker declares it as it starts"
         )
     if name not in found:
         known = ", ".join(sorted(app.topics)) or "none"

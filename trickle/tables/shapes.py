@@ -84,7 +84,7 @@ class ValueShape:
                 return ABSENT
             raise EncodeError(
                 f"{self._what}, key {_short(key)}: None is not a {self._codec.type_name}; "
-                "use `del` to remove the key (with `| None` in the value type, None does so as well)"
+                "use `del` to remove the key; with a value type with `| None`, None removes it, too"
             )
         if type(value) is self._exact and (self._exact is not str or value.isascii()):
             return value
