@@ -142,6 +142,7 @@ async def test_a_failed_service_is_started_again_later_and_later(
         (1.0, 2, 3),
         (1.5, 3, 3),
     ]
+    assert "in 0.5 s (1 of 3): LookupError('failure 1')" in caplog.text
 
 
 async def test_one_failure_too_many_is_the_parents(autojump_clock: MockClock) -> None:

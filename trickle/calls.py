@@ -40,9 +40,13 @@ class Calls:
             while True:
                 while not self._due:
                     await self._changed.park()
-                result = self._due[0]()
-                if inspect.isawaitable(result):
-                    await result
+                try:
+                    result = self._due[0]()
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception as error:
+                    error.add_note("a call after a commit (after_commit, or a sink) failed")
+                    raise
                 self._due.popleft()
                 self._changed.unpark_all()
         finally:

@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 import trio
 
+from trickle.utils.groups import only_error
+
 __all__ = ["Restart", "Service", "ServiceStatistics", "supervise"]
 
 logger = logging.getLogger("trickle.service")
@@ -147,8 +149,8 @@ async def supervise(
                 raise
             pause = min(policy.backoff * 2 ** (len(failures) - 1), policy.backoff_max)
             logger.warning(
-                "service %s failed and is started again in %.1f s (%d of %d): %r",
-                name, pause, len(failures), policy.times, error,
+                "service %s failed and is started again in %g s (%d of %d): %r",
+                name, pause, len(failures), policy.times, only_error(error) or error,
             )  # fmt: skip
             await trio.sleep(pause)
         else:

@@ -16,12 +16,18 @@ class TaskService(Service):
     """A function of the user's that runs once; it may end, or go on until the Run stops."""
 
     def __init__(self, function: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(f"Task {getattr(function, '__name__', 'task')}")
+        name = str(getattr(function, "__name__", "task"))
+        super().__init__(f"Task {name}")
+        self._label = f"task {name!r}"
         self._function = function
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         task_status.started()
-        await self._function()
+        try:
+            await self._function()
+        except Exception as error:
+            error.add_note(f"{self._label} failed")
+            raise
 
 
 class SupervisedService(Service):

@@ -42,6 +42,7 @@ class TimerService(Service):
         now_ms: Callable[[], int],
     ) -> None:
         super().__init__(f"Timer {name}")
+        self._label = f"timer {name!r}"
         self._function = function
         self._interval = interval
         self._committer = committer
@@ -71,7 +72,7 @@ class TimerService(Service):
             await self._function()
         except BaseException as error:
             turn.undo()
-            error.add_note(f"raised by {self.name}")
+            error.add_note(f"{self._label} failed")
             raise
         finally:
             turn.let_go()

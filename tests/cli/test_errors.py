@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+import trickle
+import trickle.testing
 from trickle.cli.errors import (
     EXIT_ERROR,
     EXIT_STOPPED,
@@ -25,6 +27,10 @@ from trickle.exceptions import BrokerUnavailable, ConfigurationError, DecodeErro
 from trickle.utils.logs import Redactor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.testing import MockClock
+
     from tests.cli.program import Project
 
 
@@ -141,3 +147,31 @@ def test_streams_that_are_closed_or_full_are_told_in_a_sentence(
     )  # fmt: skip
     assert done.returncode in {1, 2}
     assert done.stderr == f"trickle: {words}\n"
+
+
+async def test_timers_tasks_and_calls_that_fail_are_named(mock_clock: MockClock) -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("spoilt")
+
+    def once(app: trickle.App) -> None:
+        @app.agent(app.topic("source", value=int, partitions=1))
+        async def work(stream: trickle.Stream[int]) -> None:
+            async for event in stream.events():
+                event.after_commit(fail)
+
+    cases: list[tuple[Callable[[trickle.App], object], str]] = [
+        (lambda app: app.timer(1.0)(fail), "timer 'fail' failed"),
+        (lambda app: app.task(fail), "task 'fail' failed"),
+        (once, "a call after a commit (after_commit, or a sink) failed"),
+    ]
+    for define, words in cases:
+        app = trickle.App("app")
+        define(app)
+        source = next(iter(app.topics.values()), None) or app.topic("source", value=int)
+        with pytest.raises((ExceptionGroup, ValueError)) as caught:
+            async with trickle.testing.run(app) as t:
+                await t.send(source, 1)
+                await t.advance(2)
+        (sentence,) = sentences(caught.value)
+        assert sentence.startswith(f"{words}: ValueError: spoilt (")

@@ -43,6 +43,7 @@ EXIT_USAGE = 2  # usage or configuration
 EXIT_STOPPED = 3  # stopped before the drain ended
 
 _SENTENCES_MAX = 10
+_WHO = ("agent ", "timer ", "task ", "a call after ")
 
 
 class Stopped(TrickleError):
@@ -68,8 +69,8 @@ def sentences(error: BaseException) -> list[str]:
 
 
 def _sentence(error: BaseException, notes: Sequence[str]) -> str:
-    # The innermost note about an agent is the one that was nearest to the failure.
-    where = next((note for note in reversed(notes) if note.startswith("agent ")), None)
+    # The innermost note of who failed is the one that was nearest to the failure.
+    where = next((note for note in reversed(notes) if note.startswith(_WHO)), None)
     if isinstance(error, TrickleError):
         text = str(error)
         return f"{where}: {text}" if where is not None and where.split()[1] not in text else text

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import cast
 
-__all__ = ["Guard", "single_errors"]
+__all__ = ["Guard", "only_error", "single_errors"]
 
 
 class Guard:
@@ -44,17 +44,15 @@ def single_errors() -> Generator[Guard, None, None]:
     try:
         yield guard
     except BaseExceptionGroup as group:
-        error = _only(group)
+        error = only_error(group)
         if error is None or (guard.entered and error is not guard.own):
             raise
         raise error from error.__cause__
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Return the one error in a group, None where there are several."""
-    if len(group.exceptions) != 1:
-        return None
-    inner = group.exceptions[0]
-    if isinstance(inner, BaseExceptionGroup):
-        return _only(cast("BaseExceptionGroup[BaseException]", inner))
-    return inner
+def only_error(error: BaseException) -> BaseException | None:
+    """Return the one error that there is, itself or in a group; None where there are several."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    first, *others = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return None if others else only_error(first)
