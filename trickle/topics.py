@@ -20,7 +20,15 @@ from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, Usag
 from trickle.metadata import pack_headers, timestamp_to_ms
 from trickle.serializers import BoundCodec, codec_for
 from trickle.transport.contract import TopicSpec
-from trickle.types import Codec, Duration, Headers, HeadersInput, Partitioner, RecordMetadata
+from trickle.types import (
+    Codec,
+    Duration,
+    Headers,
+    HeadersInput,
+    Many,
+    Partitioner,
+    RecordMetadata,
+)
 from trickle.untyped import UntypedKey, UntypedValue, field_type, returned_type
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
@@ -83,8 +91,8 @@ class Source(Generic[V, K]):
         """Pass on each event with another value; the function may be async."""
         return cast("Source[V2, K]", self._with(("map", function), returned_type(function)))
 
-    def flat_map(self, function: Callable[[V], Iterable[V2]]) -> Source[V2, K]:
-        """Pass on any number of values for each event; they settle together."""
+    def flat_map(self, function: Callable[[V], Many[V2]]) -> Source[V2, K]:
+        """Pass on any number of values for each event, which settle together; it may be async."""
         return cast("Source[V2, K]", self._with(("flat_map", function), None))
 
     @overload

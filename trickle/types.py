@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    runtime_checkable,
+)
 
 import msgspec
 
@@ -14,6 +23,7 @@ __all__ = [
     "Guarantee",
     "Headers",
     "HeadersInput",
+    "Many",
     "Partitioner",
     "Record",
     "RecordMetadata",
@@ -36,6 +46,11 @@ Guarantee: TypeAlias = Literal["exactly_once", "at_least_once"]
 
 Partitioner: TypeAlias = Callable[[bytes | None, int], int]
 """From the key's bytes and the number of partitions to a partition."""
+
+T = TypeVar("T")
+
+Many: TypeAlias = Iterable[T] | Awaitable[Iterable[T]] | AsyncIterable[T]
+"""What the function of a ``flat_map`` makes of one value."""
 
 
 class TopicPartition(NamedTuple):

@@ -259,3 +259,31 @@ async def test_an_agent_that_iterates_again_and_again_ends_with_its_stream(
             await t.send(source, 7, key="k")
         assert sorted(event.value for event in t.sent(out)) == [0, 1, 2, 3, 4, 5, 7]
     assert "did not finish" not in caplog.text
+
+
+async def test_flat_map_takes_async_functions_and_generators(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    seen: list[int] = []
+
+    async def doubled(value: int) -> list[int]:
+        await trio.sleep(0.1)
+        return [value, value]
+
+    async def below(value: int) -> AsyncIterator[int]:
+        for number in range(value):
+            await trio.sleep(0.1)
+            yield number
+
+    @app.agent(source.flat_map(doubled))
+    async def collect(stream: trickle.Stream[int]) -> None:
+        async for value in stream.flat_map(below):
+            seen.append(value)
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 2)
+        await t.send(source, 0)
+        await t.send(source, 1)
+        await t.advance(10)
+        await t.settled()
+    assert seen == [0, 1, 0, 1, 0, 0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from typing import Any, Generic, cast
 
 import trio
@@ -25,7 +25,7 @@ from trickle.serializers import BoundCodec
 from trickle.streams.event import Event
 from trickle.streams.lane import Lane
 from trickle.streams.settlement import OutOfPatience
-from trickle.types import Duration
+from trickle.types import Duration, Many
 from trickle.untyped import read_key
 from trickle.utils.durations import seconds
 
@@ -87,8 +87,12 @@ class Stream(Generic[V, K]):
         """Replace each value by what the function, sync or async, makes of it."""
         return _Map[V, V2, K](self, function)
 
-    def flat_map(self, function: Callable[[V], Iterable[V2]]) -> Stream[V2, K]:
-        """Pass on any number of values for each event; the event settles after its last one."""
+    def flat_map(self, function: Callable[[V], Many[V2]]) -> Stream[V2, K]:
+        """Pass on any number of values for each event; the event settles after its last one.
+
+        Args:
+            function: returns them; it may be async, or an async generator.
+        """
         return _FlatMap(self, function)
 
     def enumerate(self, start: int = 0) -> Stream[tuple[int, V], K]:
@@ -199,7 +203,7 @@ class _Map(Operator[V, V2, K], Generic[V, V2, K]):
 class _FlatMap(Operator[V, V2, K]):
     __slots__ = ("_function", "_pending")
 
-    def __init__(self, parent: Stream[V, K], function: Callable[[V], Iterable[V2]]) -> None:
+    def __init__(self, parent: Stream[V, K], function: Callable[[V], Many[V2]]) -> None:
         super().__init__(parent)
         self._function = function
         self._pending: deque[V2] = deque()
@@ -214,7 +218,12 @@ class _FlatMap(Operator[V, V2, K]):
                 value = self._pending.popleft()
                 self._lane.partial = self.unfinished
                 return value
-            self._pending.extend(self._function(await self._parent.pull(keep=keep)))
+            found = self._function(await self._parent.pull(keep=keep))
+            if isinstance(found, AsyncIterable):
+                async for value in found:
+                    self._pending.append(value)
+            else:
+                self._pending.extend(await found if isinstance(found, Awaitable) else found)
             if keep and not self.unfinished:
                 self._lane.pass_over()
 
