@@ -4,14 +4,17 @@ Every event of the source is echoed into two topics, at two different partitions
 and counted again per group behind a repartition; a second agent reads the same source at a pace of
 its own. Some events fail at their first attempt, after they have written and sent, and some take a
 while there: so an undo that forgets something, or a cancelled event that leaves something, shows.
+A timer sends, too, what no position would bring back.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import resource
 import time
+import uuid
 from typing import cast
 
 import trio
@@ -147,6 +150,17 @@ async def group(stream: trickle.Stream[Member, str]) -> None:
         grouped.send_nowait(
             Counted(key=member.key, number=member.number, count=groups[event.key]), key=event.key
         )
+
+
+ticks = app.topic(f"{_ID}-ticks", key=str, value=int, partitions=_PARTITIONS)
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count(1)
+
+
+@app.timer(0.3)
+async def tick() -> None:
+    """Tell that this process is alive: its ticks have no position, and are numbered instead."""
+    ticks.send_nowait(next(_numbers), key=_PROCESS)
 
 
 @app.task

@@ -14,6 +14,7 @@ grouped   behind the repartition: each event once, each group's counts 1, 2, 3, 
 table     the changelog, folded, is what the keys say
 store     a directory of tables is the fold of the changelog up to the offset that it names
 newest    some store holds all that is in the changelog
+ticks     what a process's timer sent is there as 1, 2, 3, … to where the process died
 offsets   what is committed is the end; the last stable offset is the high watermark
 ========  ======================================================================================
 
@@ -43,11 +44,13 @@ __all__ = [
     "check_source",
     "check_store",
     "check_tables",
+    "check_ticks",
     "duplicates",
     "expected_tables",
     "fold",
     "read_counted",
     "read_items",
+    "read_ticks",
 ]
 
 _TOLD = 3  # examples in a finding
@@ -96,6 +99,27 @@ def read_counted(records: Iterable[Record]) -> list[Counted]:
         item = Item(value["key"], value["number"])
         found.append(Counted((record.key or b"").decode(), item, value["count"]))
     return found
+
+
+def read_ticks(records: Iterable[Record]) -> dict[str, list[int]]:
+    """Return the numbers of each process's ticks, in the order in which they are there."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for record in records:
+        found[(record.key or b"").decode()].append(int(record.value or b""))
+    return found
+
+
+def check_ticks(where: str, ticks: Mapping[str, Sequence[int]], *, exact: bool) -> list[Finding]:
+    """Check what timers sent: it follows no source, so each process has numbered its own."""
+    findings: list[Finding] = []
+    for process, numbers in ticks.items():
+        shown = list(numbers) if exact else list(dict.fromkeys(numbers))
+        wrong = next((at for at, number in enumerate(shown) if number != at + 1), None)
+        if wrong is not None:
+            around = f"{shown[max(0, wrong - 2) : wrong + 3]} of {len(numbers)}"
+            text = f"{where}: process {process[:8]}: {wrong + 1} belongs at its place in {around}"
+            findings.append(Finding("ticks", text))
+    return findings
 
 
 def check_source(partitions: Mapping[int, Sequence[Item]], records: int) -> list[Finding]:

@@ -238,3 +238,23 @@ def test_a_kill_s_silence_is_the_longest_that_it_falls_into_or_that_follows_at_o
     watch.silences = [Silence(0, 5, 12), Silence(1, 10.5, 13), Silence(1, 20, 22)]
     kills = [10.0, 15.0]
     assert [watch.after(kill) for kill in kills] == [3.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "exact", "wrong"),
+    [
+        ([1, 2, 3], True, False),
+        ([], True, False),
+        ([1, 3], True, True),
+        ([2, 3], True, True),
+        ([1, 2, 2, 3], True, True),
+        ([1, 3, 2], True, True),
+        ([1, 2, 2, 3, 1, 4], False, False),
+        ([1, 3, 2], False, True),
+        ([1, 2, 2, 4], False, True),
+    ],
+)
+def test_ticks_are_numbered_without_a_gap(numbers: list[int], exact: bool, wrong: bool) -> None:
+    records = [Record(at, b"process", b"%d" % number) for at, number in enumerate(numbers)]
+    findings = judge.check_ticks("ticks[0]", judge.read_ticks(records), exact=exact)
+    assert bool(findings) is wrong

@@ -110,6 +110,10 @@ class Verdict:
             )
             grouped[partition] = judge.read_counted(self._read("grouped", partition))
         self.findings += judge.check_grouped(source, grouped, exact=self._exact)
+        for partition in self._partitions:
+            ticks = judge.read_ticks(self._read("ticks", partition))
+            self.checked["ticks"] = self.checked.get("ticks", 0) + sum(map(len, ticks.values()))
+            self.findings += judge.check_ticks(f"ticks[{partition}]", ticks, exact=self._exact)
 
     def _tables(self, source: dict[int, list[Item]]) -> dict[tuple[str, int], list[Record]]:
         changelogs = {
