@@ -57,7 +57,7 @@ BUGS = {
             )
         ],
         [
-            *("--seed", "1", "--seconds", "30", "--every", "4", "--guarantee", "at_least_once"),
+            *("--seed", "1", "--seconds", "42", "--every", "6", "--guarantee", "at_least_once"),
             *("--faults", "failpoint", "--points", "commit-produced"),
         ],
     ),
