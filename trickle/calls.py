@@ -24,14 +24,16 @@ class Calls:
 
     def __init__(self) -> None:
         self._due: deque[Call] = deque()
+        self._over = False
         self._changed = trio.lowlevel.ParkingLot()
 
     def __bool__(self) -> bool:
         return bool(self._due)
 
     def add(self, calls: Iterable[Call]) -> None:
-        """Call these as well; their commit has succeeded."""
-        self._due.extend(calls)
+        """Call these as well; their commit has succeeded. After one that failed none is made."""
+        if not self._over:
+            self._due.extend(calls)
         self._changed.unpark_all()
 
     async def make(self) -> None:
@@ -50,6 +52,7 @@ class Calls:
                 self._due.popleft()
                 self._changed.unpark_all()
         finally:
+            self._over = True
             self._due.clear()
             self._changed.unpark_all()
 

@@ -37,8 +37,9 @@ from trickle.cadence import Cadence
 from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
-from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
-from trickle.positions import Positions
+from trickle.exceptions import BrokerUnavailable, CommitFailed, ProducerFenced, TrickleError
+from trickle.outstanding import Outstanding
+from trickle.patience import patiently
 from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
@@ -65,6 +66,7 @@ class Committer(Service):
     Attributes:
         count: commits that have succeeded.
         calls: what waits for a commit to be called.
+        outstanding: what waits for a generation.
 
     Args:
         producer: publishes.
@@ -118,12 +120,10 @@ class Committer(Service):
         self._chunks = 0
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
-        self._later: list[Effect] = []  # ticks that wait for an event's own commit, or are held
-        self._held = False
+        self.outstanding = Outstanding(self.calls, transactional=transactional)
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
-        self._doubt: Snapshot | None = None  # it failed, and may have happened all the same
         self._failures = 0  # in a row
         self.chunk_max = min(CHUNK_MAX, events_max)
         self.crowded = events_max == 1
@@ -143,7 +143,7 @@ class Committer(Service):
         """
         self._ended = ended
         self._condemn = condemn
-        self._held = True
+        self.outstanding.held = True
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         self.nursery.start_soon(self.calls.make, name="calls after commits")
@@ -168,7 +168,12 @@ class Committer(Service):
         """Whether something may have to be committed, or a failed commit is being cleared away."""
         if self._cadence.since != math.inf or self.broken is not None:
             return True
-        return self._lock.locked() or bool(self._later) or self.owing or bool(self.calls)
+        return (
+            self._lock.locked()
+            or bool(self.outstanding.ticks)
+            or self.outstanding.owing
+            or bool(self.calls)
+        )
 
     def hurry(self) -> None:
         """Commit now, without waiting for any interval."""
@@ -215,8 +220,8 @@ class Committer(Service):
     def tick(self, effects: list[Effect]) -> None:
         """A tick has settled: its records join the next commit, also if that takes a second try."""
         # In a commit of their own, so that it is known who is refused; and never out of order.
-        if self._holder is not None or self._held:
-            self._later.extend(effects)
+        if self._holder is not None or self.outstanding.held:
+            self.outstanding.ticks.extend(effects)
             return
         self._ticks.extend(effects)
         self.publish(effects)
@@ -257,9 +262,16 @@ class Committer(Service):
         if self._holder is lane:  # its event has settled: a commit of its own
             self._pend(wanted=True)
         while self._limit == 1 and (self._holder is not None or self._events or self._ticks):
+            if lane.stopping:
+                return
             await self._room.wait()
         if self._limit == 1:
             self._holder = lane
+
+    def look_up(self) -> None:
+        """Let those who wait for room see whether they are to end."""
+        self._room.set()
+        self._room = trio.Event()
 
     def _crowd(self) -> None:
         self.crowded = True
@@ -267,11 +279,10 @@ class Committer(Service):
 
     def _pass_on(self) -> None:
         self._holder = None
-        if self._later and not self._held:
-            ticks, self._later = self._later, []
+        if self.outstanding.ticks and not self.outstanding.held:
+            ticks, self.outstanding.ticks = self.outstanding.ticks, []
             self.tick(ticks)
-        self._room.set()
-        self._room = trio.Event()
+        self.look_up()
 
     # The commit
 
@@ -296,7 +307,8 @@ class Committer(Service):
         async with self._lock:
             if self.broken is not None:
                 raise self.broken
-            await self._commit(releasing)
+            if self.outstanding.doubt is None:  # else no lane is open, and one doubt is enough
+                await self._commit(releasing)
 
     async def quiet(self) -> None:
         """Wait until no commit is under way."""
@@ -391,9 +403,9 @@ class Committer(Service):
         failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
         if self._consumer is not None:
             self._consumer.in_doubt(taken.plan)
-        self._held = True
+        self.outstanding.held = True
         if failure.refused is None and taken.plan:
-            self._doubt = taken
+            self.outstanding.doubt = taken
         else:
             self._ticks = taken.ticks + self._ticks
         self.broken = failure
@@ -408,9 +420,17 @@ class Committer(Service):
     # Failures
 
     async def _generation_ended(self, error: CommitFailed) -> None:
-        if self._ended is None:
+        if self._ended is not None:
+            await self._ended(error)
+            return
+        # Nobody has lanes here: timers are all there is.
+        if isinstance(error, ProducerFenced):
             raise error
-        await self._ended(error)
+        logger.warning("a commit failed, what timers have sent is sent again: %s", error)
+        await trio.sleep(self.pause)
+        self.resume()
+        await patiently(self._producer.ensure_ready)
+        self.go_on()
 
     def overdue(self) -> bool:
         """Tell whether the broker may have ended the transaction by itself, for its age."""
@@ -423,6 +443,7 @@ class Committer(Service):
 
     def resume(self) -> None:
         """A new generation is about to open: nothing that settled before it counts any more."""
+        self.outstanding.held = True
         self._events = 0
         self._busy.clear()
         self._after.clear()
@@ -430,31 +451,8 @@ class Committer(Service):
         self.broken = None
         self.crowded = self._limit == 1
         self._cadence.taken(math.inf)
-        self._later, self._ticks = self._ticks + self._later, []
+        self.outstanding.ticks, self._ticks = self._ticks + self.outstanding.ticks, []
         self._pass_on()
-
-    @property
-    def doubtful(self) -> Mapping[TopicPartition, Positions] | None:
-        """The positions of a commit that failed, and may have happened.
-
-        Events run from what is committed, and so are right either way; calls that waited for the
-        commit, and what timers sent with it, hang on whether it has happened.
-        """
-        return None if self._doubt is None else self._doubt.plan
-
-    def resolve(self, *, happened: bool) -> None:
-        """Make the calls of the commit in doubt, or send again what its timers sent."""
-        doubt, self._doubt = self._doubt, None
-        assert doubt is not None
-        if happened:
-            self.calls.add(doubt.after)
-        else:
-            self._later = doubt.ticks + self._later
-
-    @property
-    def owing(self) -> bool:
-        """Whether something waits for :meth:`go_on`."""
-        return self._held and (self._doubt is not None or bool(self._later))
 
     @property
     def uncommitted(self) -> bool:
@@ -467,11 +465,11 @@ class Committer(Service):
         Else it would be produced by a client that is about to be replaced, or committed while
         positions are read.
         """
-        self._held = True
+        self.outstanding.held = True
 
     def go_on(self) -> None:
         """The producer is ready, and the positions are known."""
-        self._held = False
+        self.outstanding.held = False
         self._pass_on()
 
     def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:

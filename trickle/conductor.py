@@ -30,15 +30,16 @@ from trickle.commit import Committer
 from trickle.consumer import Consumer
 from trickle.draining import cancel, drain
 from trickle.exceptions import (
+    BrokerUnavailable,
     CommitFailed,
     OffsetOutOfRange,
     ProducerFenced,
     TrickleError,
 )
-from trickle.fences import Fences
+from trickle.fencing import Fencing
 from trickle.inboxes import Inboxes
 from trickle.lanes import lanes_of
-from trickle.patience import BROKER_PAUSE_S, patiently
+from trickle.patience import patiently
 from trickle.positions import Positions
 from trickle.producer import Producer
 from trickle.scope import Scope
@@ -101,7 +102,6 @@ class Conductor(Service):
         self._inboxes = inboxes
         self._sensor = sensor
         self._drain_timeout = drain_timeout
-        self._session_timeout = session_timeout
         self._make_pace = make_pace
         self._readers: dict[str, list[Agent[Any, Any]]] = defaultdict(list)
         for agent in agents:
@@ -111,14 +111,13 @@ class Conductor(Service):
         self._opening = trio.CancelScope()
         self._assigned: frozenset[TopicPartition] | None = None
         self._epoch = 0
-        self._fences = Fences()
-        self._moved = trio.Event()
-        self._stale = False
+        self._fencing = Fencing(producer, session_timeout)
         self._scopes: dict[tuple[int, int], Scope] = {}
         self._condemned: dict[tuple[str, str, int, int], TrickleError] = {}
         self._failures: list[Exception] = []
         self._failed = trio.Event()
         self._closed = False
+        self._given_back: frozenset[TopicPartition] = frozenset()
         self.ready = trio.Event()
         self.undrained: list[str] = []
         committer.attach(self.generation_ended, self.condemn)
@@ -142,7 +141,8 @@ class Conductor(Service):
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """These are ours now: open them, without keeping the driver waiting."""
         self._assigned = partitions
-        self._fences.assigned()
+        self._committer.hold()  # also where nothing was held, and so nothing was revoked
+        self._fencing.assigned()
         self._epoch += 1
         if not self._closed:
             self.nursery.start_soon(self._open, partitions, self._epoch)
@@ -157,7 +157,7 @@ class Conductor(Service):
         """These are gone: nothing of them can be committed any more."""
         logger.warning("this worker lost its place in the group: %d partitions", len(partitions))
         self._leave()
-        self._stale = True
+        self._fencing.stale = True
         async with self._changes:
             await self._close(partitions, clean=False)
 
@@ -166,8 +166,7 @@ class Conductor(Service):
         self._assigned = None
         self._epoch += 1
         self._opening.cancel()
-        self._moved.set()
-        self._moved = trio.Event()
+        self._fencing.moved()
 
     # Opening
 
@@ -189,27 +188,16 @@ class Conductor(Service):
         await trio.sleep(seconds)
         await self._open(partitions, epoch)
 
-    async def _renew_producer(self) -> None:
-        """Take the transactional id back from whoever took over, and fenced it.
-
-        They fence it while we do, each of them once: to lose to them is no sign of a twin.
-        """
-        fenced = 0
-        while self._stale:
-            try:
-                await patiently(self._producer.renew, self.ready)
-                self._stale = False
-            except ProducerFenced:
-                fenced += 1
-                if fenced == RENEWALS_MAX:
-                    raise
-                await trio.sleep(BROKER_PAUSE_S)
+    def _patient(self) -> bool:
+        """At the start, and at the end, a broker that is away is an error."""
+        return self.ready.is_set() and not self._closed
 
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
-        await self._renew_producer()
-        await patiently(self._producer.ensure_ready, self.ready)
-        positions = await patiently(lambda: self._consumer.recall(partitions), self.ready)
+        await self._committer.quiet()  # a client that commits is not ready, and well
+        await self._fencing.renew(self._patient)
+        await patiently(self._producer.ensure_ready, self._patient)
+        positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
         await self._resolve_doubt()
         self._committer.go_on()
         scopes = self._group(partitions)
@@ -232,13 +220,13 @@ class Conductor(Service):
 
     async def _resolve_doubt(self) -> bool:
         """Learn whether a commit that failed has happened: the producer is ready, so it is over."""
-        plan = self._committer.doubtful
+        plan = self._committer.outstanding.plan
         if plan is None:
             return False
-        happened = await patiently(lambda: self._consumer.took_effect(plan), self.ready)
+        happened = await patiently(lambda: self._consumer.took_effect(plan), self._patient)
         if happened:
             logger.info("the commit that got no answer has happened all the same")
-        self._committer.resolve(happened=happened)
+        self._committer.outstanding.resolve(happened=happened)
         return happened
 
     def _group(self, partitions: Iterable[TopicPartition]) -> list[Scope]:
@@ -253,7 +241,7 @@ class Conductor(Service):
         tables = self._tables.get(scope.count, ())
         if tables:
             scope.shards = await patiently(
-                lambda: self._manager.open(scope.count, scope.number, tables), self.ready
+                lambda: self._manager.open(scope.count, scope.number, tables), self._patient
             )
             scope.changelogs = {table.changelog: shard for table, shard in scope.shards.items()}
         agents = {
@@ -325,13 +313,15 @@ class Conductor(Service):
     async def close(self) -> None:
         """Drain, commit and release all lanes: the last thing before the group is left.
 
-        Whoever asks while another does it waits until it is done.
+        Whoever asks again waits until it is done, and has committed what timers sent meanwhile.
         """
         if self._closed:
             async with self._changes:
+                if self._committer.broken is None:
+                    await self._committer.commit(releasing=self._given_back)
                 return
         self._closed = True
-        partitions = self._assigned or frozenset()
+        partitions = self._given_back = self._assigned or frozenset()
         self._leave()
         async with self._changes:
             await self._close(partitions, clean=True, last=True)
@@ -339,11 +329,10 @@ class Conductor(Service):
     async def _close(
         self, partitions: frozenset[TopicPartition], *, clean: bool, last: bool = False
     ) -> None:
-        scopes = list(self._scopes.values())
-        lanes = [lane for scope in scopes for lane in scope.lanes]
+        lanes = self.lanes()
         self._committer.hold()
         if clean:
-            self.undrained += await drain(lanes, self._drain_timeout)
+            self.undrained += await drain(lanes, self._drain_timeout, self._committer.look_up)
         await cancel(lanes)
         for lane in lanes:
             self._committer.forget(lane)  # also one that resists, and does not say so itself
@@ -356,75 +345,83 @@ class Conductor(Service):
         except CommitFailed as error:
             release_frames(error)
             failure = error
-        for scope in scopes:
+        self._leave_scopes(revert=failure is not None or not clean)
+        self._sensor.revoked(partitions)
+        late, at_stake = self._committer.uncommitted, self._committer.outstanding.at_stake
+        if failure is not None or not clean:
+            self._committer.resume()
+        fenced = isinstance(failure, ProducerFenced)
+        excused = fenced and self._fencing.excused()
+        self._fencing.stale = self._fencing.stale or fenced  # until the next assignment is opened
+        if last:
+            if failure is not None and (fenced > excused or failure.refused is not None):
+                raise failure
+            happened = await self._settle_last(failure, partitions)
+            failure = self._left(failure, late or (at_stake and not happened), excused=excused)
+        if failure is not None:
+            logger.warning(
+                "the last commit before partitions were given back failed, their events since "
+                "the commit before run again elsewhere: %s", failure,
+            )  # fmt: skip
+
+    def _leave_scopes(self, *, revert: bool) -> None:
+        """Let the scopes go; ``revert`` takes their shards back to the last commit."""
+        for scope in self._scopes.values():
             self._committer.dismiss(scope)
-            if failure is not None or not clean:
+            if revert:
                 for shard in scope.shards.values():
                     shard.revert()
             if scope.shards:
                 self._manager.release(scope.count, scope.number)
         self._scopes.clear()
         self._inboxes.close()
-        self._sensor.revoked(partitions)
-        whole = not self._committer.uncommitted
-        if failure is not None or not clean:
-            self._committer.resume()
-        await self._after_close(failure, whole=whole, last=last)
 
-    async def _after_close(self, failure: CommitFailed | None, *, whole: bool, last: bool) -> None:
-        """See what becomes of a commit that failed as partitions were given back.
-
-        Args:
-            whole: all that has settled was in it.
-            last: the worker ends, too.
+    @staticmethod
+    def _left(failure: CommitFailed | None, lost: bool, *, excused: bool) -> CommitFailed | None:
+        """Return what is amiss at the end, where others have the events by now.
 
         Raises:
-            CommitFailed: it was the worker's last, and nobody has heard of what was in it.
+            CommitFailed: something was not committed, and nobody has heard of it.
         """
-        fenced = isinstance(failure, ProducerFenced)
-        excused = fenced and self._fences.excused(trio.current_time())
-        # Whoever fenced us has the id until the next assignment is opened.
-        self._stale = self._stale or fenced
-        if last and failure is not None and (fenced > excused or failure.refused is not None):
+        if lost and failure is not None and not (excused or failure.superseded):
             raise failure
-        happened = last and await self._settle_last(failure)
-        if failure is None or (happened and whole):
-            return
-        if last and not (excused or failure.superseded):
-            raise failure
-        logger.warning(
-            "the last commit before partitions were given back failed, their events since "
-            "the commit before run again elsewhere: %s", failure,
-        )  # fmt: skip
+        return failure if lost else None
 
-    async def _settle_last(self, failure: CommitFailed | None) -> bool:
+    async def _settle_last(
+        self, failure: CommitFailed | None, partitions: frozenset[TopicPartition]
+    ) -> bool:
         """Commit what timers have sent; tell whether the commit that failed has happened.
 
         Raises:
-            CommitFailed: the broker does not answer in time.
+            CommitFailed: the broker does not answer, or refuses once more.
         """
-        happened = False
-        try:
-            with trio.fail_after(self._drain_timeout):
-                if failure is not None or self._committer.owing:
-                    await self._renew_producer()
-                    await patiently(self._producer.ensure_ready, self.ready)
-                    happened = await self._resolve_doubt()
+        happened: bool | None = None
+        again = failure
+        for _ in range(ATTEMPTS_AT_LAST):
+            try:
+                if again is not None or self._committer.outstanding.owing:
+                    await self._fencing.renew(self._patient)
+                    await self._producer.ensure_ready()
+                    found = await self._resolve_doubt()
+                    happened = found if happened is None else happened
                 self._committer.go_on()
-                await self._committer.commit()
-        except (trio.TooSlowError, CommitFailed) as error:
-            raise failure or CommitFailed(
-                "what timers sent at last is not committed: no answer from the broker within "
-                f"drain_timeout={self._drain_timeout:g} s"
-            ) from error
-        return happened
+                await self._committer.commit(releasing=partitions)
+            except BrokerUnavailable as error:
+                raise failure or CommitFailed(str(error)) from error
+            except CommitFailed as error:
+                again = error
+                self._committer.resume()
+            else:
+                return happened or False
+        assert again is not None
+        raise failure or again
 
     # Failed commits
 
     async def generation_ended(self, error: CommitFailed) -> None:
         """A commit failed: back to the last one, for all lanes."""
         fenced = isinstance(error, ProducerFenced)
-        if fenced and not self._committer.overdue() and not await self._lost_membership():
+        if fenced and not self._committer.overdue() and not await self._fencing.lost_membership():
             raise ProducerFenced(
                 f"{error}: another program commits with this worker's transactional id; give each "
                 "its own data_dir, or its own app id"
@@ -433,35 +430,15 @@ class Conductor(Service):
             if self._committer.broken is None:
                 return  # a rebalance came first, and has cleared away
             logger.warning("a commit failed, its events run again: %s", error)
-            lanes = [lane for scope in self._scopes.values() for lane in scope.lanes]
-            await cancel(lanes)
+            await cancel(self.lanes())
             # Whoever fenced us has the id until the next assignment is opened.
-            self._stale = self._stale or fenced
-            for scope in self._scopes.values():
-                self._committer.dismiss(scope)
-                for shard in scope.shards.values():
-                    shard.revert()
-                if scope.shards:
-                    self._manager.release(scope.count, scope.number)
-            self._scopes.clear()
-            self._inboxes.close()
+            self._fencing.stale = self._fencing.stale or fenced
+            self._leave_scopes(revert=True)
             self._committer.resume()
         if self._assigned is not None and not self._closed:
             self._epoch += 1  # no other opening of this assignment that waits may follow
             pause = self._committer.pause
             self.nursery.start_soon(self._open_later, self._assigned, self._epoch, pause)
-
-    async def _lost_membership(self) -> bool:
-        """Tell whether this worker was fenced because it had lost its place in the group.
-
-        Or for another reason than that it has a twin.
-        """
-        if self._stale or self._fences.excused(trio.current_time()):
-            return True
-        with trio.move_on_after(self._session_timeout):
-            await self._moved.wait()
-            return True
-        return False
 
     async def out_of_range(self, error: OffsetOutOfRange) -> None:
         """A position is not held any more: drain, commit, and open the assignment again.
@@ -495,4 +472,4 @@ class Conductor(Service):
         return [lane for scope in self._scopes.values() for lane in scope.lanes]
 
 
-RENEWALS_MAX = 5
+ATTEMPTS_AT_LAST = 3

@@ -411,6 +411,12 @@ class Consumer(Service):
             )
             if moved or foreign or (releases and unreleased):
                 plan[partition] = after
+        for partition in releasing - settled.keys():  # whose lanes have ended before
+            before = self._committed.get(partition)
+            if before is not None and before.committer and not before.released:
+                plan[partition] = structs.replace(
+                    before, committer=self.committer_id, released=True
+                )
         if marked and not plan and self._committed:
             partition, before = min(self._committed.items())
             plan[partition] = structs.replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -16,10 +16,15 @@ logger = logging.getLogger("trickle.conductor")
 CANCEL_TIMEOUT_S = 2.0
 
 
-async def drain(lanes: Sequence[Lane], timeout: float) -> list[str]:
-    """Let each lane finish the event in hand; return which ones did not within so many seconds."""
+async def drain(lanes: Sequence[Lane], timeout: float, wake: Callable[[], None]) -> list[str]:
+    """Let each lane finish the event in hand; return which ones did not within so many seconds.
+
+    Args:
+        wake: wakes those that wait for a commit's room.
+    """
     for lane in lanes:
         lane.drain()
+    wake()
     with trio.move_on_after(timeout):
         for lane in lanes:
             await lane.ended.wait()

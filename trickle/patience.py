@@ -19,14 +19,20 @@ BROKER_PAUSE_S = 1.0
 T = TypeVar("T")
 
 
-async def patiently(call: Callable[[], Awaitable[T]], started: trio.Event) -> T:
-    """Make a call until the broker answers; only before the start is one that is away an error."""
+async def patiently(
+    call: Callable[[], Awaitable[T]], patient: Callable[[], bool] = lambda: True
+) -> T:
+    """Make a call until the broker answers.
+
+    Args:
+        patient: whether a broker that is away is waited for; else it is an error.
+    """
     said = False
     while True:
         try:
             return await call()
         except BrokerUnavailable as error:
-            if not started.is_set():
+            if not patient():
                 raise
             if not said:
                 logger.warning("waiting for the broker: %s", error)

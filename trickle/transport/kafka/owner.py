@@ -449,8 +449,9 @@ class Owner:
             return
         self._place_nothing([tp for tp in gone if tp in self._placed])
         self._placed -= gone
-        if self._placed and not self._retired:
-            self.consumer.pause(_bare(self._placed))
+        if not self._retired:  # nothing is an assignment, too
+            if self._placed:
+                self.consumer.pause(_bare(self._placed))
             self._give(frozenset(self._placed))
 
     def _place_nothing(self, gone: list[TopicPartition]) -> None:
