@@ -333,3 +333,26 @@ async def test_a_member_without_partitions_knows_its_name(
             while {one.member_id, two.member_id} != members.keys():
                 await trio.sleep(0.1)
                 members = await transport.admin.members(group)
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+async def test_who_loses_everything_is_assigned_nothing(
+    transport: Transport, protocol: Literal["classic", "consumer"]
+) -> None:
+    """Range assignment goes by static members' names: the second one takes the only partition.
+
+    Without a word that the rebalance is over, whoever waits for the next assignment would for ever.
+    """
+    topic, group = await declared(transport, 1), unique("group")
+    loser, winner = Listener("loser"), Listener("winner")
+    with trio.fail_after(LIMIT):
+        async with transport.consumer(
+            options(topic, group, protocol=protocol, instance_id="b"), loser
+        ):
+            await loser.until_held(1)
+            async with transport.consumer(
+                options(topic, group, protocol=protocol, instance_id="a"), winner
+            ):
+                await winner.until_held(1)
+                await loser.until_held(0)
+                assert loser.calls[-1] == ("loser", "assigned", frozenset())
