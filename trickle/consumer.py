@@ -447,6 +447,11 @@ class Consumer(Service):
                 raise
             # Another worker's, who holds the partitions by now, or one that the broker forgot
             latest = await admin.committed(group, plan.keys(), stable=False)
+        for at in plan.keys() - self._committed.keys():  # at the end nobody recalls them
+            found = latest.get(at)
+            known = read_positions(found) if found is not None else None
+            if known is not None and known.committer == self.committer_id:
+                self._committed[at] = known
         return any(latest.get(at) == positions.write() for at, positions in plan.items())
 
     def committed(self, plan: Mapping[TopicPartition, Positions]) -> None:

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
-from tests.behaviour.test_doubts import Scene
+from tests.behaviour.test_doubts import SLOW, Scene
 from trickle.exceptions import CommitFailed
 from trickle.transport.memory import CommitFault
 
@@ -199,3 +199,27 @@ async def test_a_call_that_fails_is_waited_for_no_longer(mock_clock: MockClock) 
             await t.advance(20)
     assert caught.group_contains(ZeroDivisionError)
     assert trio.current_time() < 21
+
+
+@pytest.mark.parametrize("again", ["applied", "lost", "aborted"])
+async def test_two_commits_that_fail_at_the_end_double_no_tick(
+    mock_clock: MockClock, again: CommitFault
+) -> None:
+    """What the last one held is sent again by another one, whose answer is lost as well."""
+    scene = Scene(partitions=1)
+    seen: list[trickle.testing.Simulation] = []
+    failed = False
+    try:
+        async with trickle.testing.run(scene.app) as t:
+            seen.append(t)
+            await t.send(scene.source, 1, partition=0)
+            await t.settled()
+            await t.advance(0.5)
+            await t.send(scene.source, SLOW, partition=0)
+            await t.advance(0.6)
+            t.broker.fail_commits("aborted", again)
+    except* CommitFailed:
+        failed = True
+    assert failed
+    assert scene.called == [1]
+    assert scene.sent(seen[0]) == list(range(1, scene.ticked + 1))

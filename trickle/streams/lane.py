@@ -401,8 +401,7 @@ class Lane(Turn):
     async def _open_chunk(self, batch: Batch) -> None:
         """Decode the next records of the batch."""
         start = self.base
-        size = min(self.pace.size, self.settlement.chunk_max)
-        raw = self.raw[start : start + size]
+        raw = self.raw[start : start + min(self.pace.size, self.settlement.chunk_max)]
         if not raw:  # the batch is used up, and a group still holds its last record
             self.positions[batch.topic] = batch.next_offset
             self.batch = None

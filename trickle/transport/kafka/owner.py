@@ -412,8 +412,7 @@ class Owner:
             fresh = [Partition(t, p, 0) for t, p in added]
             self.consumer.incremental_assign(fresh)
             self._await_start(fresh)
-            if self._placed:
-                self.consumer.pause(_bare(self._placed))
+            self.consumer.pause(_bare(self._placed))
             added = frozenset(self._placed)
         else:
             self.consumer.assign([])
@@ -443,15 +442,14 @@ class Owner:
 
     def _drop(self, partitions: list[Partition]) -> None:
         """Let the client forget what was taken; under KIP-848 the rest is given anew."""
-        gone = _named(partitions)
         if not self._incremental:
             self.consumer.unassign()
             return
-        self._place_nothing([tp for tp in gone if tp in self._placed])
+        gone = _named(partitions) & self._placed
+        self._place_nothing(list(gone))
         self._placed -= gone
         if not self._retired:  # nothing is an assignment, too
-            if self._placed:
-                self.consumer.pause(_bare(self._placed))
+            self.consumer.pause(_bare(self._placed))
             self._give(frozenset(self._placed))
 
     def _place_nothing(self, gone: list[TopicPartition]) -> None:
