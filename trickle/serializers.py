@@ -132,7 +132,12 @@ def serializer_names() -> list[str]:
 
 
 def codec_for(
-    type: object, serializer: str | Codec | None = None, *, what: str, key: bool = False
+    type: object,
+    serializer: str | Codec | None = None,
+    *,
+    what: str,
+    key: bool = False,
+    stable: bool = False,
 ) -> BoundCodec:
     """Bind a serializer to a type.
 
@@ -143,7 +148,8 @@ def codec_for(
             ``pickle`` runs code that it finds in the bytes: only for topics that nobody else can
             write to.
         what: whose codec it is, for messages: "the values of topic 'flights'".
-        key: a key may be null whatever its type.
+        key: a key may be null whatever its type; it is stable, too.
+        stable: equal values are written alike, in whatever order their sets and dicts are.
 
     Raises:
         ConfigurationError: there is no such serializer, or it cannot serve the type.
@@ -163,6 +169,8 @@ def codec_for(
         name, codec = builtin_type(serializer).__qualname__, serializer
     if codec is None:
         format = _format_for(name, form, inner, what)
+        if (key or stable) and name in _STABLE:
+            format = msgspec.structs.replace(format, encode=_STABLE[name])
         encode = _checked(format, form, inner, type_name, name)
     elif _is_codec(codec):
         format = _custom(codec, form)
@@ -352,6 +360,13 @@ def _msgpack(form: Any, inner: Any, what: str) -> _Format:
     decoder = _supported(form, "msgpack", what, lambda: msgspec.msgpack.Decoder(form))
     encode = msgspec.msgpack.Encoder().encode
     return _Format(encode, decoder.decode, frozenset({int, str, bool, bytes, float, uuid.UUID}))
+
+
+# A key has one spelling: sets and dicts are not written in the order that they happen to have.
+_STABLE: dict[str, Encode] = {
+    "json": msgspec.json.Encoder(order="deterministic").encode,
+    "msgpack": msgspec.msgpack.Encoder(order="deterministic").encode,
+}
 
 
 def _yaml(form: Any, inner: Any, what: str) -> _Format:

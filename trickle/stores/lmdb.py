@@ -20,7 +20,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -127,7 +127,7 @@ class _Handle:
             str(path), map_size=map_bytes, max_dbs=_TABLES_MAX, max_spare_txns=2, mode=0o600,
             sync=False, metasync=False, readonly=read_only, create=not read_only, writemap=False,
         )  # fmt: skip
-        self.begin = self.env.begin
+        self.begin = self._begin_following if read_only else self.env.begin
         self.tables: dict[str, _Table] = {}
         try:
             info, page_bytes = self.env.info(), self.env.stat()["psize"]
@@ -154,6 +154,15 @@ class _Handle:
                 raw = txn.get(f"table:{name}".encode())
                 if raw is not None:
                     table.position = read_position(raw)
+
+    def _begin_following(self, *args: Any, **options: Any) -> Any:
+        """Begin to read; a worker may have made the map larger meanwhile."""
+        begin: Callable[..., Any] = self.env.begin
+        try:
+            return begin(*args, **options)
+        except lmdb.MapResizedError:
+            self.env.set_mapsize(0)
+            return begin(*args, **options)
 
     def unreadable(self, error: lmdb.Error) -> StoreError:
         return StoreError(

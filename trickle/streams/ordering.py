@@ -98,7 +98,7 @@ class Ordering:
         codec = self._keys[record.topic]
         try:
             key = read_key(codec, record)
-            return Order(key if _is_hashable(key) else (codec.encode(key),), key)
+            return Order(key if type(key) in _KNOWN else (codec.encode(key),), key)
         except Exception:  # noqa: BLE001 - whatever it is, it comes up where the key is asked for
             return Order(record.key, record.key)
 
@@ -120,13 +120,7 @@ class Ordering:
         return Order(order, order)
 
 
-def _is_hashable(key: object) -> bool:
-    """Tell whether a key can be looked up: a tuple with a list in it cannot."""
-    try:
-        hash(key)
-    except TypeError:
-        return False
-    return True
+_KNOWN = (str, bytes, int)  # others may be equal, and hashed each for itself, or not at all
 
 
 def _by_nothing(record: Record) -> Order:

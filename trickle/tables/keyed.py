@@ -19,7 +19,7 @@ follow the same rule when they are checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from trickle.context import Turn
@@ -59,7 +59,10 @@ class KeyedShard(Generic[K, V]):
         writable: whether they may write at all.
     """
 
-    __slots__ = ("_cells", "_marks", "_number", "_owner", "_seen", "_strayed", "_writable", "shard")
+    __slots__ = (
+        "_cells", "_marks", "_number", "_owner", "_seen", "_strayed", "_there", "_writable",
+        "shard",
+    )  # fmt: skip
 
     # What the facade looks at before it asks: nothing is a plain hit.
     hot: dict[Any, Any] = {}  # noqa: RUF012 - it stays empty
@@ -72,6 +75,7 @@ class KeyedShard(Generic[K, V]):
         self._owner = owner
         self._writable = writable
         self._cells: dict[Any, Any] = {}  # what the event in hand has written
+        self._there: dict[Any, bool] = {}  # which of these keys there were before
         self._number = 0
         self._marks: set[Any] = set()  # what it may touch
         self._seen = 0  # so many of its orders are in there
@@ -220,6 +224,8 @@ class KeyedShard(Generic[K, V]):
         if not self._cells:
             turn.written.append(self)
             turn.touched = True
+        if mark not in self._there:
+            self._there[mark] = self.shard.cell(mark) is not ABSENT
         self._cells[mark] = cell
 
     def count(self, turn: Turn) -> int:
@@ -237,12 +243,13 @@ class KeyedShard(Generic[K, V]):
     def settle(self) -> None:
         """The event is done: its changes join the next commit."""
         cells, self._cells = self._cells, {}
+        there, self._there = self._there, {}
         turn: Any = self._owner
-        self.shard.apply(turn, cells)
+        self.shard.apply(turn, cells, there)
 
     def undo(self) -> None:
         """The event failed: its changes vanish."""
-        self._cells = {}
+        self._cells, self._there = {}, {}
 
     # Values on loan (loans.Lender)
 
@@ -263,9 +270,9 @@ class KeyedShard(Generic[K, V]):
         self._may_write()
         self.shard.claim(turn)
 
-    def apply(self, turn: Turn, changes: dict[Any, Any]) -> None:
+    def apply(self, turn: Turn, changes: dict[Any, Any], there: Mapping[Any, bool]) -> None:
         """Take over changes that settle."""
-        self.shard.apply(turn, changes)
+        self.shard.apply(turn, changes, there)
 
 
 class _KeyedLoans(Loans):

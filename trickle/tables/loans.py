@@ -11,7 +11,7 @@ a copy writes, and only the table's writer may.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from trickle.context import Turn
@@ -42,7 +42,7 @@ class Lender(Protocol):
         """Make sure that the turn's agent may write."""
         ...
 
-    def apply(self, turn: Turn, changes: dict[Any, Any]) -> None:
+    def apply(self, turn: Turn, changes: dict[Any, Any], there: Mapping[Any, bool]) -> None:
         """Take over changes that settle."""
         ...
 
@@ -50,7 +50,7 @@ class Lender(Protocol):
 class Loans:
     """The event in hand of one turn, as far as one shard with changeable values goes."""
 
-    __slots__ = ("_changes", "_defaults", "_given", "_objects", "_shard", "_turn")
+    __slots__ = ("_changes", "_defaults", "_given", "_objects", "_shard", "_there", "_turn")
 
     def __init__(self, shard: Lender, turn: Turn) -> None:
         self._shard = shard
@@ -59,11 +59,20 @@ class Loans:
         self._given: dict[Any, bytes] = {}  # the bytes of what was handed out; none for a put
         self._defaults: set[Any] = set()  # marks of keys that were absent when lent
         self._changes: dict[Any, Any] = {}  # what check found
+        self._there: dict[Any, bool] = {}  # which of their keys there were before
 
     @property
     def marks(self) -> list[Any]:
         """The marks of all keys that have a loan."""
         return list(self._objects)
+
+    def __contains__(self, mark: object) -> bool:
+        """Tell whether a key has a loan."""
+        return mark in self._objects
+
+    def lent_default(self, mark: Any) -> Any:
+        """Return the default that was lent for a key, None where none was."""
+        return self._objects[mark] if mark in self._defaults else None
 
     def get(self, mark: Any) -> Any:
         """Return the event's own copy of a value, ABSENT where there is none."""
@@ -149,6 +158,7 @@ class Loans:
         if changes:
             self._shard.claim(self._turn)
         self._changes = changes
+        self._there = {mark: self._shard.cell(mark) is not ABSENT for mark in changes}
 
     def _encode(self, mark: Any, value: Any) -> bytes:
         return self._shard.values.encode_value(self._shard.keys.key(mark), value)
@@ -164,10 +174,10 @@ class Loans:
 
     def settle(self) -> None:
         """The event is done: what changed joins the next commit."""
-        changes = self._changes
+        changes, there = self._changes, self._there
         self._end()
         if changes:
-            self._shard.apply(self._turn, changes)
+            self._shard.apply(self._turn, changes, there)
 
     def undo(self) -> None:
         """The event failed: the copies are forgotten."""
@@ -182,4 +192,4 @@ class Loans:
         self._objects = {}
         self._given = {}
         self._defaults = set()
-        self._changes = {}
+        self._changes, self._there = {}, {}

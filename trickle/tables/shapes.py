@@ -181,10 +181,11 @@ class KeyShape:
 
     __slots__ = ("_codec", "_what", "exact")
 
-    def __init__(self, table: str, kind: object, codec: BoundCodec) -> None:
+    def __init__(self, table: str, kind: object, codec: BoundCodec, *, trusted: bool) -> None:
         self._codec = codec
         self._what = f"table {table!r}"
-        self.exact: Any = kind if kind is str or kind is bytes or kind is int else None
+        exact = trusted and (kind is str or kind is bytes or kind is int)
+        self.exact: Any = kind if exact else None
 
     def mark(self, key: Any) -> Any:
         """Return the mark of a key.
@@ -198,6 +199,9 @@ class KeyShape:
         try:
             data = self._codec.encode(key)
             copy = None if data is None else self._codec.decode(data)
+            if self.exact is None and data is not None:
+                # As what is read back is written: a float's 1 is 1.0, by whom it was not given.
+                data = self._codec.encode(copy)
         except EncodeError as error:
             raise EncodeError(f"{self._what}, as a key: {error}") from error
         except DecodeError as error:

@@ -34,7 +34,7 @@ loan for one event: see :mod:`.loans`. The facade in :mod:`.table` reads ``hot``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from trickle.context import Turn
@@ -319,11 +319,16 @@ class Shard(Generic[K, V]):
             turn.join(loans)
         return loans
 
-    def apply(self, turn: Turn, changes: dict[Any, Any]) -> None:
-        """Take over what an event has changed in values on loan: it settles."""
+    def apply(self, turn: Turn, changes: dict[Any, Any], there: Mapping[Any, bool]) -> None:
+        """Take over what an event has changed in values on loan: it settles.
+
+        Nothing is read here, for nothing may fail: what the event sends is on its way already.
+
+        Args:
+            there: which of the keys there were before.
+        """
         for mark, cell in changes.items():
-            before = self.cell(mark)
-            self.size += (cell is not ABSENT) - (before is not ABSENT)
+            self.size += (cell is not ABSENT) - there[mark]
             self._remember(mark, cell)
             self._pinned_bytes += cell_bytes(mark, cell) - ENTRY_BYTES
             self.dirty[mark] = cell
@@ -381,12 +386,12 @@ class Shard(Generic[K, V]):
         that are added meanwhile may or may not be seen.
         """
         loans = None if turn is None else self.loans.get(turn)
-        borrowed = set[Any]() if loans is None else set(loans.marks)
-        ours = borrowed | self._layered_marks(turn)
+        ours = self._layered_marks(turn).union(() if loans is None else loans.marks)
         layered = self._committed_layered if turn is None else self._layered
         storing = self.storing
         for mark, data in in_order(self.data, self.keys, ours):
-            if loans is not None and mark in borrowed:
+            loans = None if turn is None else self.loans.get(turn)  # there may be more by now
+            if loans is not None and mark in loans:
                 there = loans.present(mark)
             else:
                 cell = self.event.get(mark, MISSING) if self.turn is turn else MISSING

@@ -92,6 +92,10 @@ class Holder(Protocol):
         ...
 
 
+def _is_trusted(serializer: object) -> bool:
+    return isinstance(serializer, str | None) and serializer in TRUSTED_SERIALIZERS
+
+
 def foreign_table(table: Table[Any, Any]) -> UsageError:
     """Return the error of a table that is not of the app that runs."""
     return UsageError(
@@ -152,16 +156,15 @@ class Table(MutableMapping[K, V]):
         self.config = dict(config or {})
         self.partitioner: Partitioner = partitioner or partition_of
         self.key_codec: BoundCodec = codec_for(
-            key, key_serializer, what=f"the keys of table {name!r}"
+            key, key_serializer, what=f"the keys of table {name!r}", stable=True
         )
         self.value_codec: BoundCodec = codec_for(
             value, value_serializer, what=f"the values of table {name!r}"
         )
-        self.keys_shape = KeyShape(name, key, self.key_codec)
-        trusted = isinstance(value_serializer, str | None) and (
-            value_serializer in TRUSTED_SERIALIZERS
+        self.keys_shape = KeyShape(name, key, self.key_codec, trusted=_is_trusted(key_serializer))
+        self.values_shape = ValueShape(
+            name, value, self.value_codec, trusted=_is_trusted(value_serializer)
         )
-        self.values_shape = ValueShape(name, value, self.value_codec, trusted=trusted)
 
     # A definition is itself, whatever it shows.
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
@@ -299,7 +302,10 @@ class Table(MutableMapping[K, V]):
     def setdefault(self, key: K, default: V) -> V:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a key's value; where it is missing, set it first."""
         if key not in self:
-            self[key] = default
+            turn, shard = self._writable()
+            loans = shard.loans.get(turn)
+            lent = None if loans is None else loans.lent_default(self.keys_shape.mark(key))
+            self[key] = default if lent is None else lent  # somebody may still change that one
         return self.get(key, default)  # a None is written as null, and so is not there
 
     @overload
@@ -446,6 +452,12 @@ class _Items(ItemsView[K, V]):
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
         return self._table.pairs()
+
+    def __contains__(self, item: object) -> bool:
+        """Tell whether a key has a value; the table's default is none."""
+        key, value = cast("tuple[K, V]", item)
+        found = self._table.get(key, MISSING)
+        return found is not MISSING and found == value
 
 
 class _Values(ValuesView[V]):
