@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -336,3 +337,57 @@ async def test_a_position_that_is_not_what_was_written_is_not_believed(
         assert (environment.tables["t"].count(), environment.tables["t"].position) == (0, None)
         await environment.close()
     assert "cannot be trusted" in caplog.text
+
+
+async def test_what_was_not_written_for_a_day_is_old_until_it_is_written(tmp_path: Path) -> None:
+    """Opening it makes the file new, and the table in it no newer; nor does another table."""
+    path = await fill(tmp_path / "t")
+    position = Position("id", 2000)
+    for hours, old in ((22, False), (24, True), (0, True)):
+        written = time.time() - hours * 3600
+        os.utime(path / "data.mdb", (written, written))
+        with read_only(tmp_path / "t", 1, 0, "t") as table:
+            assert table is not None
+            assert table.position == position._replace(old=old)
+        async with running(LmdbStore(tmp_path / "t")) as store:
+            environment = await store.open(1, 0, ["t", "other"])
+            assert environment.tables["t"].position == position._replace(old=old)
+            other = TableWrite(table="other", position=Position("id", 1), changes=[(b"k", b"v")])
+            await environment.write([other])
+            await environment.close()
+    async with running(LmdbStore(tmp_path / "t")) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(2000, 1)])
+        await environment.close()
+    with read_only(tmp_path / "t", 1, 0, "t") as table:
+        assert table is not None
+        assert table.position == Position("id", 2001)
+
+
+async def test_reading_beside_a_worker_that_makes_its_map_larger(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from trickle.stores.lmdb import read_only\n"
+        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
+        "    first = table.scan(None, 5)\n"
+        "    print('read', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    print(len(table.scan(first[-1][0], 100_000)), table.get(first[0][0]) is not None)\n"
+    )
+    async with running(LmdbStore(tmp_path / "t", map_bytes=64 << 10)) as store:
+        environment = await store.open(1, 0, ["t"])
+        await environment.write([records(0, 10)])
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", program, str(tmp_path / "t")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with trio.fail_after(30):
+            assert await process.stdout.receive_some() == b"read\n"
+            for first in range(10, 20_010, 5000):
+                await environment.write([records(first, 5000)])
+            await process.stdin.send_all(b"\n")
+            assert await process.stdout.receive_some() == b"20005 True\n"
+            await process.wait()
+        await environment.close()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from trio.testing import MockClock
 
 from tests.tables.world import TABLES, Trimming, World, committed, counts, names
+from trickle.stores.contract import Position
+from trickle.tables.recovery import Plan, plan_recovery
+from trickle.transport.contract import Watermarks
 from trickle.types import TopicPartition
 
 NAMES_0 = TopicPartition(names.changelog, 0)
@@ -24,3 +28,18 @@ async def test_other_tables_keep_what_their_changelogs_have_no_more(
         shards = await manager.open(1, 0, TABLES)
         assert committed(shards[names]) == {"a": ["x"], "b": ["y"]}
         assert committed(shards[counts]) == {f"k{n}": 1 for n in range(1, 5)}
+
+
+@pytest.mark.parametrize("markers", [True, False])
+def test_what_is_older_than_deletions_are_remembered_is_rebuilt(markers: bool) -> None:
+    """Unless nothing has come since, or the changelog's beginning is gone as well."""
+    old = Position("id", 10, old=True)
+
+    def plan(position: Position, low: int, high: int) -> Plan:
+        return plan_recovery(position, "id", Watermarks(low, high), markers=markers)
+
+    assert plan(old, 0, 20).rebuild is not None
+    assert plan(old, 0, 20).start == 0
+    assert plan(old, 0, 10 + markers).rebuild is None
+    assert plan(old, 5, 20) == Plan(10, 20)
+    assert plan(old._replace(old=False), 0, 20) == Plan(10, 20)

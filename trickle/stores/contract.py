@@ -28,6 +28,7 @@ from trickle.service import ServiceStatistics
 
 __all__ = [
     "FORMAT_VERSION",
+    "OLD_S",
     "STORED_KEY_BYTES_MAX",
     "Environment",
     "Position",
@@ -64,11 +65,18 @@ class Position(NamedTuple):
     ``topic_id`` is the changelog's identity: an offset means nothing in another topic.
     ``acknowledged`` says that the record before ``offset`` is the last one of a commit that the
     broker acknowledged, and that nobody has read it back yet.
+    ``old`` says that it was written so long ago that the changelog may have forgotten since which
+    keys were deleted (:data:`OLD_S`): what follows it does not bring the data up to date.
     """
 
     topic_id: str
     offset: int
     acknowledged: bool = False
+    old: bool = False
+
+
+OLD_S = 23 * 3600.0
+"""Kafka's ``delete.retention.ms``, which is a day by default, less an hour."""
 
 
 class TableWrite(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from lmdb.verify import (  # pyright: ignore[reportMissingTypeStubs]
     verify,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from trickle.stores.contract import FORMAT_VERSION
+from trickle.stores.contract import FORMAT_VERSION, OLD_S
 from trickle.utils.files import FileLock, private_directory
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Verdict",
     "examine",
     "generations",
+    "is_old",
     "lock_free",
     "lock_home",
     "mark_closed",
@@ -234,3 +236,12 @@ def _write_state(path: Path, state: _State) -> None:
     finally:
         os.close(fd)
     fresh.rename(path / _STATE_FILE)
+
+
+def is_old(file: Path) -> bool:
+    """Tell whether a data file was written last longer ago than deletions are remembered."""
+    try:
+        written = file.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return time.time() - written > OLD_S

@@ -41,6 +41,7 @@ from trickle.stores.homes import (
     Home,
     examine,
     generations,
+    is_old,
     lock_free,
     lock_home,
     mark_closed,
@@ -123,6 +124,7 @@ class _Handle:
         self, path: Path, names: Collection[str], *, map_bytes: int, read_only: bool = False
     ) -> None:
         self.path = path
+        old = is_old(path / DATA_FILE)
         self.env = lmdb.open(
             str(path), map_size=map_bytes, max_dbs=_TABLES_MAX, max_spare_txns=2, mode=0o600,
             sync=False, metasync=False, readonly=read_only, create=not read_only, writemap=False,
@@ -134,12 +136,12 @@ class _Handle:
             if (info["last_pgno"] + 1) * page_bytes > (path / DATA_FILE).stat().st_size:
                 # To read a page that the file has lost would end the process by a signal.
                 raise DamagedError("its data file was cut short")
-            self._open_tables(names, read_only=read_only)
+            self._open_tables(names, read_only=read_only, old=old)
         except BaseException:
             self.env.close()
             raise
 
-    def _open_tables(self, names: Collection[str], *, read_only: bool) -> None:
+    def _open_tables(self, names: Collection[str], *, read_only: bool, old: bool) -> None:
         self.meta = self.env.open_db(_META, create=not read_only)
         for name in names:
             try:
@@ -153,7 +155,10 @@ class _Handle:
             for name, table in self.tables.items():
                 raw = txn.get(f"table:{name}".encode())
                 if raw is not None:
-                    table.position = read_position(raw)
+                    position = read_position(raw)
+                    table.position = position._replace(old=old or position.old)
+                    if old and not read_only:  # from now on the file is new, and the table is not
+                        txn.put(f"table:{name}".encode(), pack_position(table.position))
 
     def _begin_following(self, *args: Any, **options: Any) -> Any:
         """Begin to read; a worker may have made the map larger meanwhile."""

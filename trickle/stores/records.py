@@ -44,10 +44,12 @@ class _Meta(msgspec.Struct):
     topic_id: str
     offset: int
     acknowledged: bool = False
+    old: bool = False
     crc: int = 0
 
     def checksum(self) -> int:
-        return zlib.crc32(f"{self.topic_id} {self.offset} {self.acknowledged}".encode())
+        text = f"{self.topic_id} {self.offset} {self.acknowledged}{' old' if self.old else ''}"
+        return zlib.crc32(text.encode())
 
 
 def pack_position(position: Position) -> bytes:
@@ -69,4 +71,4 @@ def read_position(raw: bytes) -> Position:
         raise DamagedError(f"a table's position cannot be read: {error}") from error
     if meta.crc != meta.checksum():
         raise DamagedError("a table's position is not what was written")
-    return Position(meta.topic_id, meta.offset, meta.acknowledged)
+    return Position(meta.topic_id, meta.offset, meta.acknowledged, meta.old)

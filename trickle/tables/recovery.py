@@ -118,6 +118,10 @@ def plan_recovery(
         return Plan(
             low, high, f"it goes up to {position.offset:,}, and the changelog begins at {low:,}"
         )
+    if position.old and low == 0 and position.offset + markers < high:
+        return Plan(
+            low, high, "it is older than the changelog remembers for what keys were deleted"
+        )
     if markers and position.acknowledged and low == 0 < position.offset < high + follows:
         return Plan(position.offset - 1, high, proof=True)
     return Plan(max(position.offset, low), high)
