@@ -391,3 +391,33 @@ async def test_reading_beside_a_worker_that_makes_its_map_larger(tmp_path: Path)
             assert await process.stdout.receive_some() == b"20005 True\n"
             await process.wait()
         await environment.close()
+
+
+async def test_a_reader_takes_no_worker_s_place(tmp_path: Path) -> None:
+    """One that reads for long, through a pager, while a worker starts."""
+    path = await fill(tmp_path / "t")
+    program = (
+        "import sys, pathlib\n"
+        "from trickle.stores.lmdb import read_only\n"
+        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
+        "    print(table.count(), flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    print(table.count(), flush=True)\n"
+    )
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", program, str(tmp_path / "t")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with trio.fail_after(30):
+        assert await process.stdout.receive_some() == b"2000\n"
+        async with running(LmdbStore(tmp_path / "t")) as store:
+            environment = await store.open(1, 0, ["t"])
+            assert environment.tables["t"].count() == 2000
+            await environment.write([records(2000, 1)])
+            await process.stdin.send_all(b"\n")
+            assert await process.stdout.receive_some() == b"2001\n"
+            await process.wait()
+            await environment.close()
+    assert sorted(p.name for p in path.parent.iterdir() if p.is_dir()) == ["0"]

@@ -461,22 +461,23 @@ def read_only(
     ours = home.lock.acquire()  # else a worker has it, and has examined it
     handle: _Handle | None = None
     try:
-        verdict = examine(home.path) if ours else None
-        if verdict is None or verdict.damage is None:
-            try:
+        try:
+            verdict = examine(home.path) if ours else None
+            if verdict is None or verdict.damage is None:
                 handle = _Handle(
                     home.path, [table], map_bytes=_map_bytes(home, MAP_BYTES), read_only=True
                 )
                 if verdict is not None and verdict.records:
                     handle.check_records()
-            except (lmdb.Error, DamagedError):
-                logger.debug("the tables in %s cannot be read", home.path, exc_info=True)
-                if handle is not None:
-                    handle.env.close()
-                    handle = None
+        except (lmdb.Error, DamagedError):
+            logger.debug("the tables in %s cannot be read", home.path, exc_info=True)
+            if handle is not None:
+                handle.env.close()
+                handle = None
+        finally:
+            if ours:  # a worker that starts meanwhile must not take us for its owner
+                home.lock.release()
         yield None if handle is None else handle.tables.get(table)
     finally:
         if handle is not None:
             handle.env.close()
-        if ours:
-            home.lock.release()
