@@ -7,8 +7,8 @@ changelog; without a store, from the changelog alone. Nothing is written anywher
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,18 +115,16 @@ class _View:
         self._timeout = timeout
 
     async def get(self, key: bytes) -> bytes | None:
-        marks = await self._marks()
-        with self._stored(marks) as (data, start):
-            tail = await self._tail(start, marks.high, key)
+        async with self._stored() as (data, start, end):
+            tail = await self._tail(start, end, key)
             if key in tail:
                 return tail[key]
             return None if data is None else data.get(key)
 
     async def pairs(self) -> AsyncGenerator[tuple[bytes, bytes]]:
         """Yield all pairs, in the order of stored keys."""
-        marks = await self._marks()
-        with self._stored(marks) as (data, start):
-            tail = await self._tail(start, marks.high)
+        async with self._stored() as (data, start, end):
+            tail = await self._tail(start, end)
             ours = sorted((stored_key(key), key) for key in tail)
             at = 0
             for key, value in _scan(data):
@@ -146,17 +144,18 @@ class _View:
     async def _marks(self) -> Watermarks:
         return (await self._transport.admin.watermarks([self._at]))[self._at]
 
-    @contextmanager
-    def _stored(self, marks: Watermarks) -> Generator[tuple[TableData | None, int]]:
-        """Open the store where it can be used, and tell from where the changelog goes on."""
+    @asynccontextmanager
+    async def _stored(self) -> AsyncGenerator[tuple[TableData | None, int, int]]:
+        """Open the store where it can be used, and tell from and to where the changelog goes on."""
         with read_only(
             self._directory, self._info.partitions, self._at.partition, self._table.name
         ) as data:
+            marks = await self._marks()  # not before: a worker may store more meanwhile
             plan = plan_recovery(
                 None if data is None else data.position, self._info.topic_id, marks, markers=True
             )
             usable = data is not None and data.position is not None and plan.rebuild is None
-            yield (data if usable else None), plan.start
+            yield (data if usable else None), plan.start, marks.high
 
     async def _tail(
         self, start: int, end: int, only: bytes | None = None

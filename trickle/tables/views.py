@@ -60,6 +60,8 @@ class View:
     def start(self, topic_id: str, marks: Watermarks) -> int:
         """Return the offset from which the changelog goes on behind the store."""
         with self._stored() as data:
+            if data.position is not None:  # a worker may have stored more since they were asked for
+                marks = marks._replace(high=max(marks.high, data.position.offset))
             plan = plan_recovery(data.position, topic_id, marks, markers=True)
             self._usable = data.position is not None and plan.rebuild is None
             return plan.start
