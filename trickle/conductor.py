@@ -397,11 +397,16 @@ class Conductor(Service):
         """
         happened: bool | None = None
         again = failure
+        lost = failure is not None and (failure.superseded or isinstance(failure, ProducerFenced))
+        if lost:  # whoever has the partitions by now goes on from where they stand for him
+            self._consumer.in_doubt(partitions)
+            partitions = frozenset()
         for _ in range(ATTEMPTS_AT_LAST):
             try:
                 if again is not None or self._committer.outstanding.owing:
                     await self._fencing.renew(self._patient)
                     await self._producer.ensure_ready()
+                    await self._consumer.recall(partitions)
                     found = await self._resolve_doubt()
                     happened = found if happened is None else happened
                 self._committer.go_on()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import trio
@@ -417,7 +417,7 @@ class Consumer(Service):
                 plan[partition] = structs.replace(
                     before, committer=self.committer_id, released=True
                 )
-        if marked and not plan and self._committed:
+        if marked and not plan and self._committed:  # of partitions that are ours, and known
             partition, before = min(self._committed.items())
             plan[partition] = structs.replace(
                 before,
@@ -427,9 +427,9 @@ class Consumer(Service):
             )
         return plan
 
-    def in_doubt(self, plan: Mapping[TopicPartition, Positions]) -> None:
-        """A commit of this plan has failed: what is committed is not known until it is recalled."""
-        for partition in plan:
+    def in_doubt(self, partitions: Iterable[TopicPartition]) -> None:
+        """A commit of theirs has failed: what is committed is not known until it is recalled."""
+        for partition in partitions:
             self._committed.pop(partition, None)
 
     async def took_effect(self, plan: Mapping[TopicPartition, Positions]) -> bool:
@@ -447,11 +447,6 @@ class Consumer(Service):
                 raise
             # Another worker's, who holds the partitions by now, or one that the broker forgot
             latest = await admin.committed(group, plan.keys(), stable=False)
-        for at in plan.keys() - self._committed.keys():  # at the end nobody recalls them
-            found = latest.get(at)
-            known = read_positions(found) if found is not None else None
-            if known is not None and known.committer == self.committer_id:
-                self._committed[at] = known
         return any(latest.get(at) == positions.write() for at, positions in plan.items())
 
     def committed(self, plan: Mapping[TopicPartition, Positions]) -> None:

@@ -302,3 +302,38 @@ async def test_what_settles_behind_a_commit_in_doubt_makes_no_clean_exit(
     assert caught.group_contains(CommitFailed)
     assert scene.called == [1]
     assert scene.sent(seen[0]) == list(range(1, scene.ticked + 1))
+
+
+async def test_a_doubt_leaves_no_position_of_a_partition_that_has_moved(
+    mock_clock: MockClock,
+) -> None:
+    """A tick would write it, and so take the other worker's position back."""
+    scene = Scene(partitions=4)
+    faults: list[CommitFault] = ["lost"] * 4
+    async with trickle.testing.run(scene.app, workers=2) as t:
+        for partition in range(4):
+            await t.send(scene.source, partition, partition=partition)
+        await t.settled()
+        await t.advance(0.95)
+        for partition in range(4):
+            await t.send(scene.source, partition + 4, partition=partition)
+        t.broker.fail_commits(*faults)
+        while sum(run.monitor.statistics().commits.failed for run in t.runs()) < 4:
+            await t.advance(0.005)
+        await t.rebalance(workers=3)
+        await t.advance(3)
+        for run in t.runs():
+            assert run.conductor is not None
+            assert run.consumer is not None
+            held = {
+                trickle.TopicPartition(scene.source.name, lane.partition)
+                for lane in run.conductor.lanes()
+                if lane.partition is not None
+            }
+            assert set(run.consumer.positions()) == held
+        for partition in range(4):
+            await t.send(scene.source, partition + 10, partition=partition)
+        await t.advance(3)
+        await t.rebalance(workers=1)
+        await t.settled()
+        assert sorted(scene.called) == [*range(8), 10, 11, 12, 13]
