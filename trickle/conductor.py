@@ -354,7 +354,8 @@ class Conductor(Service):
         excused = fenced and self._fencing.excused()
         self._fencing.stale = self._fencing.stale or fenced  # until the next assignment is opened
         if last:
-            if failure is not None and (fenced > excused or failure.refused is not None):
+            twin = fenced and not excused
+            if failure is not None and (twin or failure.refused is not None):
                 raise failure
             happened = await self._settle_last(failure, partitions)
             failure = self._left(failure, late or (at_stake and not happened), excused=excused)
