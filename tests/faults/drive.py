@@ -429,10 +429,9 @@ class Drive:
         behind: dict[tuple[str, int], int] = {}
         for at, ends in self._cluster.ends(places).items():
             start = committed.get(at, ends.low)
-            # Markers and what was aborted take offsets too, and nobody commits those.
-            if start < ends.high and at[0] == f"{app}-in":
-                behind[at] = ends.high - start
-            elif start < ends.high and (
+            # Markers and what was aborted take offsets too, and nobody commits those. They are in
+            # the source as well, where a worker has ended once more what the broker forgot.
+            if start < ends.high and (
                 left := read_partition(self._cluster.servers, *at, start=start)
             ):
                 behind[at] = len(left)

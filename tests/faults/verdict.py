@@ -175,9 +175,6 @@ class Verdict:
             if offset > end.high:
                 text = f"{where}: {offset} is committed, and it ends at {end.high}"
                 self.findings.append(Finding("offsets", text))
-            elif at[0] == f"{self._app}-in" and offset != end.high:
-                text = f"{where}: {offset} is committed of {end.high}"
-                self.findings.append(Finding("offsets", text))
             elif offset < end.high and (
                 left := read_partition(self._cluster.servers, *at, start=offset)
             ):
