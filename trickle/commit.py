@@ -143,7 +143,7 @@ class Committer(Service):
         """
         self._ended = ended
         self._condemn = condemn
-        self.outstanding.held = True
+        self.hold()
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         self.nursery.start_soon(self.calls.make, name="calls after commits")
@@ -171,7 +171,7 @@ class Committer(Service):
         return (
             self._lock.locked()
             or bool(self.outstanding.ticks)
-            or self.outstanding.owing
+            or self.outstanding.doubt is not None
             or bool(self.calls)
         )
 
@@ -403,7 +403,7 @@ class Committer(Service):
         failure = error if isinstance(error, CommitFailed) else CommitFailed(str(error))
         if self._consumer is not None:
             self._consumer.in_doubt(taken.plan)
-        self.outstanding.held = True
+        self.hold()
         if failure.refused is None and taken.plan:
             self.outstanding.doubt = taken
         else:
@@ -443,7 +443,7 @@ class Committer(Service):
 
     def resume(self) -> None:
         """A new generation is about to open: nothing that settled before it counts any more."""
-        self.outstanding.held = True
+        self.hold()
         self._events = 0
         self._busy.clear()
         self._after.clear()

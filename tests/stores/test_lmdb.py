@@ -64,12 +64,50 @@ def fill_and_die(directory: Path) -> Path:
     return directory / "1" / "0"
 
 
-async def hear(stream: trio.abc.ReceiveStream, line: bytes) -> None:
-    """Wait for a line, which may come in parts."""
-    heard = b""
-    while not heard.endswith(b"\n"):
-        heard += await stream.receive_some()
-    assert heard == line
+class Beside:
+    """Another process that reads the table: it says a line, is told to go on, says another one."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+
+    async def hear(self, line: bytes) -> None:
+        """Wait for a line, which may come in parts."""
+        assert self._process.stdout is not None
+        heard = b""
+        while not heard.endswith(b"\n"):
+            part = await self._process.stdout.receive_some()
+            assert part, heard
+            heard += part
+        assert heard == line
+
+    async def go_on(self) -> None:
+        """Let it say its second line."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(b"\n")
+
+
+@asynccontextmanager
+async def beside(directory: Path, first: str, second: str) -> AsyncGenerator[Beside]:
+    """Start a process that prints two expressions of its own ``table``, the second when told."""
+    program = (
+        "import sys, pathlib\n"
+        "from trickle.stores.lmdb import read_only\n"
+        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
+        f"    print({first}, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        f"    print({second}, flush=True)\n"
+    )
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", program, str(directory)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        with trio.fail_after(30):
+            yield Beside(process)
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 async def test_the_map_grows_by_itself(tmp_path: Path) -> None:
@@ -373,59 +411,31 @@ async def test_what_was_not_written_for_a_day_is_old_until_it_is_written(tmp_pat
 
 
 async def test_reading_beside_a_worker_that_makes_its_map_larger(tmp_path: Path) -> None:
-    program = (
-        "import sys, pathlib\n"
-        "from trickle.stores.lmdb import read_only\n"
-        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
-        "    first = table.scan(None, 5)\n"
-        "    print('read', flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    print(len(table.scan(first[-1][0], 100_000)), table.get(first[0][0]) is not None)\n"
-    )
     async with running(LmdbStore(tmp_path / "t", map_bytes=64 << 10)) as store:
         environment = await store.open(1, 0, ["t"])
         await environment.write([records(0, 10)])
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", program, str(tmp_path / "t")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with trio.fail_after(30):
-            await hear(process.stdout, b"read\n")
+        rest = "len(table.scan(b'key00000004', 100_000)), table.get(b'key00000000') is not None"
+        async with beside(tmp_path / "t", "len(table.scan(None, 5))", rest) as reader:
+            await reader.hear(b"5\n")
             for first in range(10, 20_010, 5000):
                 await environment.write([records(first, 5000)])
-            await process.stdin.send_all(b"\n")
-            await hear(process.stdout, b"20005 True\n")
-            await process.wait()
+            await reader.go_on()
+            await reader.hear(b"20005 True\n")
         await environment.close()
 
 
 async def test_a_reader_takes_no_worker_s_place(tmp_path: Path) -> None:
     """One that reads for long, through a pager, while a worker starts."""
     path = await fill(tmp_path / "t")
-    program = (
-        "import sys, pathlib\n"
-        "from trickle.stores.lmdb import read_only\n"
-        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
-        "    print(table.count(), flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    print(table.count(), flush=True)\n"
-    )
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", program, str(tmp_path / "t")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with trio.fail_after(30):
-        await hear(process.stdout, b"2000\n")
-        async with running(LmdbStore(tmp_path / "t")) as store:
-            environment = await store.open(1, 0, ["t"])
-            assert environment.tables["t"].count() == 2000
-            await environment.write([records(2000, 1)])
-            await process.stdin.send_all(b"\n")
-            await hear(process.stdout, b"2001\n")
-            await process.wait()
-            await environment.close()
+    async with (
+        beside(tmp_path / "t", "table.count()", "table.count()") as reader,
+        running(LmdbStore(tmp_path / "t")) as store,
+    ):
+        await reader.hear(b"2000\n")
+        environment = await store.open(1, 0, ["t"])
+        assert environment.tables["t"].count() == 2000
+        await environment.write([records(2000, 1)])
+        await reader.go_on()
+        await reader.hear(b"2001\n")
+        await environment.close()
     assert sorted(p.name for p in path.parent.iterdir() if p.is_dir()) == ["0"]
