@@ -18,7 +18,7 @@ import trio
 
 import trickle
 from benchmarks.data import Flight, make_flights
-from trickle.context import CURRENT, OUTLET, Effect
+from trickle.context import CURRENT, OUTLET, PORTION, Effect
 from trickle.exceptions import TrickleError
 from trickle.serializers import BoundCodec, codec_for
 from trickle.stores.contract import Position, TableData, TableWrite, coalesced
@@ -73,9 +73,12 @@ class Sink:
     def __init__(self) -> None:
         self.events = 0
         self.batches = 0
+        self.fresh: list[Effect] = []
 
-    def publish(self, effects: list[Effect]) -> None:
-        """Drop them."""
+    def published(self) -> None:
+        """Drop them, a portion at a time."""
+        if len(self.fresh) >= PORTION:
+            self.fresh.clear()
 
     def settled(self, lane: Lane, events: int) -> None:
         """Count them."""

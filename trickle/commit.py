@@ -99,6 +99,7 @@ class Committer(Service):
     ) -> None:
         super().__init__()
         self._producer = producer
+        self.fresh = producer.fresh
         self._consumer = consumer
         self._sensor = sensor
         self._transactional = transactional
@@ -193,8 +194,8 @@ class Committer(Service):
 
     # What lanes and ticks say (see streams.settlement)
 
-    def publish(self, effects: list[Effect]) -> None:
-        self._producer.publish(effects)
+    def published(self) -> None:
+        self._producer.published()
         if self._producer.published_bytes >= self._bytes_max:
             self._crowd()
 
@@ -224,7 +225,8 @@ class Committer(Service):
             self.outstanding.ticks.extend(effects)
             return
         self._ticks.extend(effects)
-        self.publish(effects)
+        self.fresh.extend(effects)
+        self.published()
         self._cadence.idle = not self._busy
         self._pend()
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CURRENT",
     "OUTLET",
+    "PORTION",
     "Child",
     "Effect",
     "Outlet",
@@ -42,6 +43,9 @@ __all__ = [
 
 Effect = tuple[str, int | None, bytes | None, bytes | None, Headers, int | None]
 """A staged record: topic, partition, key, value, headers, timestamp in ms."""
+
+PORTION = 256
+"""Records that are handed to the client at once: about a third of a millisecond."""
 
 _next_number = itertools.count(1).__next__
 _EVENTS_MAX = 1 << 32  # of one number's base: a turn counts its events up from there

@@ -21,7 +21,7 @@ from typing import Any
 
 import trio
 
-from trickle.context import Effect
+from trickle.context import PORTION, Effect
 from trickle.exceptions import CommitFailed, RecordRefused, TransportError
 from trickle.sensors import Sensor
 from trickle.service import Service
@@ -51,6 +51,8 @@ class Producer(Service):
         sensor: told of what is sent.
 
     Attributes:
+        fresh: effects of events that have settled, to be told of by :meth:`published` where it was
+            empty, and where it has come to a portion; always the same list.
         published_bytes: of keys and values, since the last commit's snapshot; of the newest few
             effects it does not know yet.
         refused: the record that the commit in hand will fail by.
@@ -76,7 +78,7 @@ class Producer(Service):
         self._begun = False  # the open transaction may hold something
         self._spoiled = False  # what it holds has not happened
         self._holding = False
-        self._fresh: list[Effect] = []  # settled, and not weighed yet
+        self.fresh: list[Effect] = []
         self._settled: deque[Effect] = deque()  # settled before the snapshot: this transaction's
         self._next: deque[Effect] = deque()  # settled after it: the next one's
         self._published = trio.Event()
@@ -155,23 +157,22 @@ class Producer(Service):
 
     # Effects
 
-    def publish(self, effects: Iterable[Effect]) -> None:
-        """Produce effects of an event that settles, soon, or hold them for the next transaction."""
-        fresh = self._fresh
-        if not fresh:
+    def published(self) -> None:
+        """Produce the effects in :attr:`fresh`, soon, or hold them for the next transaction."""
+        if len(self.fresh) < PORTION:
             self._published.set()
-        fresh += effects
-        if len(fresh) >= PORTION:
+        else:
             self.catch_up()
             self._produce()
 
     def catch_up(self) -> None:
         """Weigh what was published, and put it where it belongs."""
-        fresh, self._fresh = self._fresh, []
+        fresh = self.fresh
         self.published_bytes += sum(map(len, filter(None, map(_value_of, fresh))))
         self.published_bytes += sum(map(len, filter(None, map(_key_of, fresh))))
         self._produced.update(map(_topic_of, fresh))
         (self._next if self._holding else self._settled).extend(fresh)
+        fresh.clear()
 
     def _produce(self) -> None:
         """Hand a portion of what has settled to the client."""
@@ -287,7 +288,7 @@ class Producer(Service):
         # A commit that was cut short, by a client's queue that stays full, leaves its part there.
         unclean = self._spoiled or self._begun
         self._spoiled = unclean and self._options.transactional_id is not None
-        self._fresh.clear()
+        self.fresh.clear()
         self._settled.clear()
         self._next.clear()
         self._produced.clear()
@@ -349,7 +350,6 @@ class Producer(Service):
         return (None, None) if info is None else (info.partitions, info.record_bytes_max)
 
 
-PORTION = 256  # records that are produced at once: about a third of a millisecond
 _topic_of: Callable[[Effect], str] = itemgetter(0)
 _key_of: Callable[[Effect], bytes | None] = itemgetter(2)
 _value_of: Callable[[Effect], bytes | None] = itemgetter(3)

@@ -15,8 +15,9 @@ from typing import Any, Generic, Literal, cast, overload
 import msgspec
 from typing_extensions import TypeForm, TypeVar
 
+from trickle.bounds import SMALL, check_partition, check_size
 from trickle.context import OUTLET, Effect, Outlet, Outlets, Turn, current_turn
-from trickle.exceptions import DefinitionError, EncodeError, RecordRefused, UsageError
+from trickle.exceptions import DefinitionError, EncodeError, UsageError
 from trickle.metadata import pack_headers, timestamp_to_ms
 from trickle.serializers import BoundCodec, codec_for
 from trickle.transport.contract import TopicSpec
@@ -302,7 +303,8 @@ class Topic(Source[V, K]):
         effect = self.effect(value, key, headers, timestamp, partition, turn)
         if turn is None:
             return await _outlet(self).send(effect)
-        turn.stage(effect)
+        turn.effects.append(effect)
+        turn.touched = True
         stamp = effect[5]
         return RecordMetadata(self.name, effect[1], None, -1.0 if stamp is None else stamp / 1000)
 
@@ -328,7 +330,8 @@ class Topic(Source[V, K]):
         if turn is None:
             _outlet(self).send_nowait(effect)
         else:
-            turn.stage(effect)
+            turn.effects.append(effect)
+            turn.touched = True
 
     def send_encoded(self, value: bytes | None, *, key: K | None, headers: Headers) -> None:
         """Stage a record whose value is wire bytes already: what a repartition does."""
@@ -383,8 +386,16 @@ class Topic(Source[V, K]):
             data = self.value_codec.encode(value)
         except EncodeError as error:
             raise self._misfit(what, error) from error.__cause__
-        packed = pack_headers(headers) if headers else ()
-        return self.effect_of_bytes(key_bytes, data, packed, stamp, partition)
+        if (
+            headers
+            or partition is not None
+            or self.partitioner is not None
+            or (data is not None and len(data) > SMALL)
+            or (key_bytes is not None and len(key_bytes) > SMALL)
+        ):
+            packed = pack_headers(headers) if headers else ()
+            return self.effect_of_bytes(key_bytes, data, packed, stamp, partition)
+        return (self.name, None, key_bytes, data, (), stamp)  # every topic takes it
 
     def effect_of_bytes(
         self,
@@ -401,25 +412,12 @@ class Topic(Source[V, K]):
         if outlet is not None:
             count, limit = outlet.bounds(self.name)
             if limit is not None:
-                size = _RECORD_OVERHEAD + (len(key) if key else 0) + (len(value) if value else 0)
-                if size > limit or headers:
-                    self._check_size(limit, size, headers)
+                check_size(self.name, limit, key, value, headers)
             if partition is not None:
-                self._check_partition(partition, count)
+                check_partition(self.name, partition, count)
             elif self.partitioner is not None and count is not None:
                 partition = self.partition_for(key, count)
         return (self.name, partition, key, value, headers, timestamp_ms)
-
-    def _check_partition(self, partition: int, count: int | None) -> None:
-        if not is_whole(partition, at_least=0):
-            raise UsageError(
-                f"topic {self.name!r}: partition={partition!r} is not a whole number, 0 or more"
-            )
-        if count is not None and partition >= count:
-            raise UsageError(
-                f"topic {self.name!r} has the partitions 0 to {count - 1}: "
-                f"partition={partition} does not exist"
-            )
 
     def partition_for(self, key: bytes | None, count: int) -> int | None:
         """Return what the topic's own partitioner makes of a key; None where it has none.
@@ -461,21 +459,6 @@ class Topic(Source[V, K]):
 
     def _misfit(self, what: str, error: EncodeError) -> EncodeError:
         return EncodeError(f"topic {self.name!r}, {what}: {error}")
-
-    def _check_size(self, limit: int, size: int, headers: Headers) -> None:
-        size += sum(len(name) + len(data or b"") + 10 for name, data in headers)
-        if size > limit:
-            raise RecordRefused(
-                f"a record of {size - _RECORD_OVERHEAD:,} bytes is larger than topic "
-                f"{self.name!r} takes: raise the topic's max.message.bytes ({limit:,}), or send "
-                "less",
-                topic=self.name,
-            )
-
-
-# A batch header of 61 bytes, and lengths, offset and timestamp as varints
-# (Kafka's record format v2): the broker compares the whole batch with max.message.bytes.
-_RECORD_OVERHEAD = 100
 
 
 def _outlet(topic: Topic[Any, Any]) -> Outlet:

@@ -419,3 +419,49 @@ async def test_dead_letters_may_be_described_before_the_agent_or_after(
         assert [(event.key, event.value) for event in t.sent(letters)] == [("k", 7)]
     with pytest.raises(trickle.DefinitionError, match="described twice"):
         describe()
+
+
+async def test_what_an_event_sends_carries_its_timestamp_whatever_failed_before_it(
+    mock_clock: MockClock,
+) -> None:
+    """Also behind records that cannot be read, events that are tried again, and in groups."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    one_by_one = app.topic("one-by-one", value=int)
+    in_groups = app.topic("in-groups", value=int)
+    ready = trio.Event()
+    tried: set[int] = set()
+
+    @app.agent(source, on_error=trickle.Retry(times=2, then=trickle.Skip()))
+    async def single(stream: trickle.Stream[int]) -> None:
+        async for number in stream:
+            await ready.wait()  # the rest arrives meanwhile, and is taken in few chunks
+            if number % 3:
+                one_by_one.send_nowait(number)
+            if number % 7 == 0 and (number % 2 or number not in tried):
+                tried.add(number)
+                raise ValueError(number)
+            if number % 3 == 0:
+                one_by_one.send_nowait(number)
+
+    @app.agent(source, on_error=trickle.Skip())
+    async def grouped(stream: trickle.Stream[int]) -> None:
+        async for numbers in stream.filter(lambda number: number % 4).take(3):
+            in_groups.send_nowait(numbers[-1])
+
+    async with trickle.testing.run(app) as t:
+        for number in range(1, 601):
+            if number % 50 == 0:
+                await t.send(source, b"{oops", raw=True, timestamp=number)
+            else:
+                await t.send(source, number, timestamp=number)
+        ready.set()
+        await t.advance(600)  # the retries
+        await t.settled()
+        readable = [n for n in range(1, 601) if n % 50]
+        sent = t.sent(one_by_one)
+        assert [e.value for e in sent] == [n for n in readable if n % 7 or n % 2 == 0]
+        assert [e.timestamp for e in sent] == [float(e.value) for e in sent]
+        sent = t.sent(in_groups)
+        assert [e.value for e in sent] == [n for n in readable if n % 4][2::3]
+        assert [e.timestamp for e in sent] == [float(e.value) for e in sent]

@@ -64,7 +64,7 @@ async def test_what_a_full_queue_cut_short_is_not_in_the_next_transaction() -> N
         await nursery.start(producer.run)
         for _ in range(2):  # the events run again
             await producer.ensure_ready()
-            producer.publish(effects)
+            producer.fresh.extend(effects)
             producer.catch_up()
             producer.hold()
             try:

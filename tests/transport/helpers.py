@@ -220,6 +220,7 @@ def _checked(batch: Batch) -> list[Record]:
     assert batch.keys() == [record.key for record in records]
     assert [batch.offset(index) for index in range(len(batch))] == [r.offset for r in records]
     assert [batch.timestamp_ms(i) for i in range(len(batch))] == [r.timestamp_ms for r in records]
+    assert [*batch.timestamps_ms(1, len(batch))] == [r.timestamp_ms for r in records[1:]]
     assert {(record.topic, record.partition) for record in records} == {
         (batch.topic, batch.partition)
     }

@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import length_hint
 from typing import Any
 
 import trio
 
-from trickle.context import Turn
+from trickle.context import PORTION, Turn
 from trickle.exceptions import DecodeError, TrickleError, UsageError
 from trickle.serializers import BoundCodec
 from trickle.streams.call import FunctionCall
@@ -62,39 +62,11 @@ class Lane(Turn):
     """
 
     __slots__ = (
-        "_refuse",
-        "_taken",
-        "attempt",
-        "attempt_of",
-        "base",
-        "batch",
-        "call",
-        "chunk",
-        "codecs",
-        "condemned",
-        "counted",
-        "ended",
-        "frontier",
-        "frozen",
-        "history",
-        "idle",
-        "inbox",
-        "inbox_bytes",
-        "last",
-        "members",
-        "pace",
-        "partial",
-        "patience",
-        "pinned",
-        "positions",
-        "raw",
-        "scope",
-        "settlement",
-        "size",
-        "stopping",
-        "values",
-        "wake",
-    )
+        "_refuse", "_taken", "attempt", "attempt_of", "base", "batch", "call", "chunk", "codecs",
+        "condemned", "counted", "ended", "frontier", "frozen", "history", "idle", "inbox",
+        "inbox_bytes", "last", "members", "pace", "partial", "patience", "pinned", "positions",
+        "raw", "scope", "settlement", "size", "stamps", "stopping", "values", "wake",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,6 +108,7 @@ class Lane(Turn):
         self.base = 0
         self.counted = 0  # of the chunk's events, those that were told of as settled
         self.values: Iterator[Any] = _NOTHING
+        self.stamps: Sequence[int | None] = ()  # of the chunk's records, once one was asked for
         self.history: list[tuple[Batch, int]] = []
         self.members: list[tuple[Batch, int]] = []
         self.patience = math.inf
@@ -210,13 +183,13 @@ class Lane(Turn):
         return [batch.record(index) for batch, index in seen.values()]
 
     def timestamp_ms(self) -> int | None:
-        batch = self.batch
-        if batch is None:
+        if not self.stamps:
             batch, index = self.in_hand()
-        else:  # the same in one step: each record that is sent asks
-            index = self.base + self.size - length_hint(self.chunk) - 1
-        stamp = batch.timestamp_ms(index)
-        return stamp if stamp >= 0 else None
+            if not self.size:
+                return batch.timestamps_ms(index, index + 1)[0]
+            # Each record that is sent asks, and what the chunk's next events send will.
+            self.stamps = batch.timestamps_ms(self.base, self.base + self.size)
+        return self.stamps[self.size - length_hint(self.chunk) - 1]
 
     def key_bytes(self) -> bytes | None:
         batch, index = self.in_hand()
@@ -261,10 +234,14 @@ class Lane(Turn):
                 borrowed.check()
             self.unchecked.clear()
         if self.effects:
-            self.settlement.publish(self.effects)
+            fresh = self.settlement.fresh
+            first = not fresh
+            fresh += self.effects
             self.effects.clear()
-            if self.settlement.crowded:
-                self.values = _NOTHING  # the next event waits for room
+            if first or len(fresh) >= PORTION:
+                self.settlement.published()
+                if self.settlement.crowded:
+                    self.values = _NOTHING  # the next event waits for room
         for part in self.written:
             part.settle()
         self.written.clear()
@@ -346,7 +323,7 @@ class Lane(Turn):
         self.shut()
         self.positions = dict(self.settled_positions())
         self.batch, self.raw, self.history, self.pinned = None, (), [], None
-        self.base, self.size, self.counted = 0, 0, 0
+        self.base, self.size, self.counted, self.stamps = 0, 0, 0, ()
         self.chunk = self.values = _NOTHING
         self.hand = False
         self.own = {}
@@ -392,6 +369,7 @@ class Lane(Turn):
                 self.settlement.settled(self, self.size - self.counted)
             self.base += self.size
             self.size = self.counted = 0
+            self.stamps = ()
         if self.base >= len(batch) and not self.hand:
             self.settlement.handled(self, batch.timestamp_ms(len(batch) - 1))
             self.positions[batch.topic] = batch.next_offset
@@ -440,7 +418,7 @@ class Lane(Turn):
         try:
             await self._refuse(self, record, error)
         except BaseException:
-            self.size, self.hand = 0, grouped
+            self.size, self.stamps, self.hand = 0, (), grouped
             raise
         # No await from here on: a commit sees the effects and the position together, or neither.
         # A group goes on, and settles what was staged with the rest.
@@ -473,7 +451,7 @@ class Lane(Turn):
             self.positions = dict(self.pinned)
         self.batch = batch
         self.raw = batch.values()
-        self.base, self.size, self.counted = index, 0, 0
+        self.base, self.size, self.counted, self.stamps = index, 0, 0, ()
         self.chunk = self.values = _NOTHING
         self.pinned = None
         self.history, self.members = [], []

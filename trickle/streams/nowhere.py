@@ -15,8 +15,12 @@ class Nowhere:
     chunk_max = 1
     crowded = False
 
-    def publish(self, effects: list[Effect]) -> None:
-        """Drop them."""
+    def __init__(self) -> None:
+        self.fresh: list[Effect] = []
+
+    def published(self) -> None:
+        """Drop them: it is told of the first already."""
+        self.fresh.clear()
 
     def settled(self, lane: object, events: int) -> None:
         """They run again elsewhere."""

@@ -25,8 +25,11 @@ class Settlement(Protocol[L_contra]):
     crowded: bool
     """Whether a lane must ask for :meth:`room` before it takes more."""
 
-    def publish(self, effects: list[Effect]) -> None:
-        """Send the effects of an event that settles, in the open transaction."""
+    fresh: list[Effect]
+    """Takes the effects of an event that settles, for the open transaction."""
+
+    def published(self) -> None:
+        """:attr:`fresh` was empty, or holds a portion."""
         ...
 
     def settled(self, lane: L_contra, events: int) -> None:

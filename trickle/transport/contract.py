@@ -146,7 +146,11 @@ class Batch(Protocol):
         ...
 
     def timestamp_ms(self, index: int) -> int:
-        """Return the timestamp of one record."""
+        """Return the timestamp of one record, -1 where it has none."""
+        ...
+
+    def timestamps_ms(self, start: int, stop: int) -> Sequence[int | None]:
+        """Return the timestamps of the records from ``start`` up to ``stop``, in one step."""
         ...
 
     def record(self, index: int) -> Record:

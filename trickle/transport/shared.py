@@ -39,6 +39,9 @@ class RecordBatch:
     def timestamp_ms(self, index: int) -> int:
         return self._records[index].timestamp_ms
 
+    def timestamps_ms(self, start: int, stop: int) -> Sequence[int | None]:
+        return [record.timestamp_ms for record in self._records[start:stop]]
+
     def record(self, index: int) -> Record:
         return self._records[index]
 

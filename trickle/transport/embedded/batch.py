@@ -106,6 +106,9 @@ class LogBatch:
     def timestamp_ms(self, index: int) -> int:
         return self._stamps[index]
 
+    def timestamps_ms(self, start: int, stop: int) -> Sequence[int | None]:
+        return self._stamps[start:stop]
+
     def record(self, index: int) -> Record:
         return Record(
             self.topic,

@@ -64,6 +64,11 @@ class KafkaBatch:
         kind, timestamp = self.messages[index].timestamp()
         return timestamp if kind else -1
 
+    def timestamps_ms(self, start: int, stop: int) -> Sequence[int | None]:
+        """Return the timestamps of some records, None where they have none."""
+        found = map(Message.timestamp, self.messages[start:stop])
+        return [timestamp if kind else None for kind, timestamp in found]
+
     def record(self, index: int) -> Record:
         """Return one record whole."""
         message = self.messages[index]

@@ -1,0 +1,61 @@
+"""What the client does not take when many records are handed over: without any broker."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+import trio
+
+from trickle.context import Effect
+from trickle.exceptions import RecordRefused
+from trickle.transport.contract import ProducerOptions, TransportOptions
+from trickle.transport.kafka.config import read_config
+from trickle.transport.kafka.logs import ClientLog
+from trickle.transport.kafka.producer import PlainProducer, TransactionalProducer, open_producer
+
+QUEUE = 10
+LIMIT = 1_000
+
+
+def producer() -> AbstractAsyncContextManager[TransactionalProducer | PlainProducer]:
+    """Open a producer whose broker never answers, so that its queue fills."""
+    client = {"queue.buffering.max.messages": QUEUE, "message.max.bytes": LIMIT}
+    config = read_config("kafka://127.0.0.1:1", TransportOptions(client=client))
+    return open_producer(config, ProducerOptions(), ClientLog(config))
+
+
+def small(count: int) -> list[Effect]:
+    return [("t", None, None, b"%d" % number, (), None) for number in range(count)]
+
+
+@pytest.mark.parametrize("watch", [False, True])
+async def test_a_full_queue_leaves_the_rest_in_order(watch: bool) -> None:
+    every = small(QUEUE + 5)
+    effects = deque(every)
+    with trio.fail_after(20):
+        async with producer() as client:
+            client.produce_all(effects, 4, watch=watch)
+            assert list(effects) == every[4:]
+            client.produce_all(effects, 100, watch=watch)
+            assert list(effects) == every[QUEUE:]
+            client.produce_all(effects, 100, watch=watch)
+            assert list(effects) == every[QUEUE:]
+
+
+@pytest.mark.parametrize("watch", [False, True])
+@pytest.mark.parametrize("at", [0, 3, 5])
+async def test_a_refused_record_is_the_leftmost(at: int, watch: bool) -> None:
+    effects = deque(small(6))
+    effects[at] = ("t", 1, None, bytes(2 * LIMIT), (), None)
+    expected = list(effects)[at:]
+    with trio.fail_after(20):
+        async with producer() as client:
+            with pytest.raises(RecordRefused) as caught:
+                client.produce_all(effects, 100, watch=watch)
+            assert caught.value.topic == "t"
+            assert list(effects) == expected
+            effects.popleft()
+            client.produce_all(effects, 100, watch=watch)
+            assert not effects
