@@ -176,6 +176,11 @@ class Committer(Service):
             or bool(self.calls)
         )
 
+    @property
+    def ticks_waiting(self) -> int:
+        """How many records of timers wait for a commit."""
+        return len(self._ticks) + len(self.outstanding.ticks)
+
     def hurry(self) -> None:
         """Commit now, without waiting for any interval."""
         self._cadence.hurried = True

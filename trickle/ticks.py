@@ -1,7 +1,8 @@
 """Ticks: what timers do, as events without a position.
 
 What a tick sends is staged, and joins the next commit when the tick ends; a tick that fails leaves
-nothing, and takes the Run down.
+nothing, and takes the Run down. While more than ten thousand records of timers wait for a commit,
+as when the broker is away for long, ticks are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from trickle.commit import Committer
 from trickle.context import CURRENT, Turn
 from trickle.service import Service
 
-__all__ = ["TimerService"]
+__all__ = ["WAITING_MAX", "TimerService"]
+
+WAITING_MAX = 10_000  # records of timers; there is no position that they could be made from again
 
 logger = logging.getLogger("trickle.timers")
 
@@ -47,6 +50,7 @@ class TimerService(Service):
         self._interval = interval
         self._committer = committer
         self._turn = _Tick(self.name, now_ms)
+        self._full = False  # as its last tick was due
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         CURRENT.set(self._turn)
@@ -56,6 +60,10 @@ class TimerService(Service):
         while True:
             count += 1
             await trio.sleep_until(begin + count * self._interval)
+            if self._committer.ticks_waiting >= WAITING_MAX:
+                self._leave_out()
+                continue
+            self._full = False
             await self._tick()
             late = int((trio.current_time() - begin) / self._interval) - count
             if late > 0:
@@ -64,6 +72,15 @@ class TimerService(Service):
                     self.name, self._interval, late,
                 )  # fmt: skip
                 count += late
+
+    def _leave_out(self) -> None:
+        if not self._full:
+            logger.warning(
+                "%s: %d records of timers wait for a commit, as the broker is away: "
+                "its ticks are left out until one succeeds",
+                self.name, self._committer.ticks_waiting,
+            )  # fmt: skip
+        self._full = True
 
     async def _tick(self) -> None:
         turn = self._turn

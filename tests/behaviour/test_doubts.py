@@ -13,6 +13,7 @@ from trio.testing import MockClock
 import trickle
 import trickle.testing
 from trickle.exceptions import CommitFailed
+from trickle.ticks import WAITING_MAX
 from trickle.transport.memory import CommitFault
 from trickle.types import Guarantee
 
@@ -218,6 +219,24 @@ async def test_nothing_is_lost_at_least_once(mock_clock: MockClock, seed: int) -
     scene = run.scene
     assert set(scene.called) == set(scene.sunk) == {e.value for e in t.sent(scene.source)}
     assert set(scene.sent(t)) == set(range(1, run.ticked + 1))
+
+
+async def test_what_timers_send_while_the_broker_is_away_is_bounded(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(interval=0.1)
+    lasting = WAITING_MAX / 10
+    async with trickle.testing.run(scene.app) as t:
+        await t.advance(20)
+        t.broker.unavailable = True
+        await t.advance(2 * lasting)
+        assert scene.ticked == pytest.approx(WAITING_MAX + 200, abs=100)
+        t.broker.unavailable = False
+        await t.advance(100)
+        assert scene.sent(t) == list(range(1, scene.ticked + 1))
+        assert scene.ticked > WAITING_MAX + 500
+    said = [r.message for r in caplog.records if "its ticks are left out until" in r.message]
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("fault", ["fenced", "away"])

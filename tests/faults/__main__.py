@@ -24,6 +24,7 @@ from tests.faults.workload import make_items
 
 __all__ = ["check", "main"]
 
+_MEAN_SECONDS = 300
 _TOLD = 12
 
 
@@ -155,12 +156,13 @@ def _most_memory(drive: Drive) -> int:
 
 
 def _memory_at(samples: Mapping[int, int], seconds: float) -> float | None:
-    """Return memory in MB: a mean over two minutes of a worker's life.
+    """Return memory in MB: a mean over five minutes of a worker's life.
 
-    Not of a moment: it swings by a fifth within one, as others die and it takes their partitions.
+    Not of a moment: it swings by a third, as others die and it takes their partitions and gives
+    them back. Means over two minutes still differed by a fifth, upwards and downwards.
     """
-    start = min(seconds - 60, max(samples, default=0) - 120)
-    within = [size for second, size in samples.items() if start <= second <= start + 120]
+    start = min(seconds - _MEAN_SECONDS / 2, max(samples, default=0) - _MEAN_SECONDS)
+    within = [size for second, size in samples.items() if 0 <= second - start <= _MEAN_SECONDS]
     return sum(within) / len(within) / (1 << 20) if within else None
 
 
