@@ -18,6 +18,7 @@ Should a topic take still less, the broker refuses the record, and its commit te
 # (Kafka's record format v2): the broker compares the whole batch with max.message.bytes.
 _OVERHEAD = 100
 _HEADER_OVERHEAD = 10
+_PARTITION_MAX = (1 << 31) - 1
 
 
 def check_size(
@@ -48,7 +49,7 @@ def check_partition(topic: str, partition: int, count: int | None) -> None:
     Raises:
         UsageError: it has not.
     """
-    if not is_whole(partition, at_least=0):
+    if not is_whole(partition, at_least=0) or partition > _PARTITION_MAX:
         raise UsageError(
             f"topic {topic!r}: partition={partition!r} is not a whole number, 0 or more"
         )

@@ -12,7 +12,7 @@ import trio
 
 from trickle.sensors import Sensor
 from trickle.streams import Lane
-from trickle.transport.contract import Batch
+from trickle.transport.batches import Batch
 from trickle.types import TopicPartition
 
 __all__ = ["Inboxes"]

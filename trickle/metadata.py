@@ -35,6 +35,8 @@ def pack_headers(headers: HeadersInput) -> Headers:
                 name.encode()
         except UnicodeEncodeError as error:
             raise EncodeError(f"header {name!r}: {data!r} is no text of UTF-8") from error
+        if isinstance(name, str) and "\0" in name:
+            raise EncodeError(f"header {name!r}: a name with a NUL would be cut there")
         if not isinstance(name, str) or not (wire is None or isinstance(wire, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise EncodeError(
                 f"a header is a name with text, bytes or None: got {name!r}: {data!r}"

@@ -27,6 +27,7 @@ from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
     CommittedOffset,
+    Delivery,
     Member,
     ProducerClient,
     ProducerOptions,
@@ -92,10 +93,13 @@ class Producer(Service):
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         async with self._transport.producer(ProducerOptions()) as plain:
             self._plain = plain
-            await self.nursery.start(self._keep_effects, name="client for effects")
-            self.nursery.start_soon(self._produce_published)
-            task_status.started()
-            await self._flush_plain(plain)
+            try:
+                await self.nursery.start(self._keep_effects, name="client for effects")
+                self.nursery.start_soon(self._produce_published)
+                task_status.started()
+                await self._flush_plain(plain)
+            finally:
+                self._plain = None
 
     async def _keep_effects(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep the client for effects open, in a task of its own, until it is to be replaced."""
@@ -264,7 +268,7 @@ class Producer(Service):
 
     @staticmethod
     async def _hand_over(
-        client: ProducerClient, records: deque[Effect], *, watch: bool = False
+        client: ProducerClient | Delivery, records: deque[Effect], *, watch: bool = False
     ) -> None:
         """Hand over all records, letting others run in between, and waiting for room."""
         while records:
@@ -319,22 +323,22 @@ class Producer(Service):
 
     async def send_all(self, effects: Iterable[Effect]) -> int:
         """Deliver many records, in order; return their number when all are delivered."""
-        client = self._plain_client()
         counts: Counter[str] = Counter()
         ahead = iter(effects)
         portion: deque[Effect] = deque()
-        while True:
-            try:
-                portion.extend(islice(ahead, PORTION))
-            except Exception:  # of an item, not of a record: those before it are on their way
-                await self._hand_over(client, portion)
-                self._unflushed.set()
-                raise
-            if not portion:
-                break
-            counts.update(map(_topic_of, portion))
-            await self._hand_over(client, portion)
-        await client.commit({}, None)
+        async with self._plain_client().delivery() as delivery:
+            while True:
+                try:
+                    portion.extend(islice(ahead, PORTION))
+                except Exception:  # of an item, not of a record: those before it are delivered
+                    await self._hand_over(delivery, portion)
+                    await delivery.delivered()
+                    raise
+                if not portion:
+                    break
+                counts.update(map(_topic_of, portion))
+                await self._hand_over(delivery, portion)
+            await delivery.delivered()
         for topic, count in counts.items():
             self._sensor.records_out(topic, count)
         return counts.total()

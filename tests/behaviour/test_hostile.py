@@ -233,6 +233,11 @@ WRONG_SENDS: list[tuple[dict[str, Any], str]] = [
     ({"headers": 5}, "headers are a mapping, or pairs of a name and a value: got 5"),
     # Kafka's client would end the process by such a name.
     ({"headers": {"\ud800": b""}}, "header '\\ud800': b'' is no text of UTF-8"),
+    ({"headers": {"a\0b": b""}}, "header 'a\\x00b': a name with a NUL would be cut there"),
+    (
+        {"partition": 1 << 31},
+        "topic 'source': partition=2147483648 is not a whole number, 0 or more",
+    ),
     ({"headers": {"a": "\ud800"}}, "header 'a': '\\ud800' is no text of UTF-8"),
     ({"partition": "x"}, "topic 'source': partition='x' is not a whole number, 0 or more"),
     ({"partition": True}, "topic 'source': partition=True is not a whole number, 0 or more"),

@@ -25,7 +25,8 @@ from trickle.stores.lmdb import LmdbStore
 from trickle.stores.memory import MemoryStore
 from trickle.tables import Shard, Standbys, TableManager, recovery
 from trickle.tables.recovery import CHANGELOG_HEADERS
-from trickle.transport.contract import Batch, ProducerOptions, Reader, TopicSpec
+from trickle.transport.batches import Batch
+from trickle.transport.contract import ProducerOptions, Reader, TopicSpec
 from trickle.transport.memory import MemoryTransport
 from trickle.types import TopicPartition
 

@@ -13,8 +13,8 @@ from typing import NamedTuple, cast
 
 import trio
 
+from trickle.transport.batches import Batch
 from trickle.transport.contract import (
-    Batch,
     ConsumerClient,
     ConsumerOptions,
     ProducerClient,

@@ -8,7 +8,6 @@ Each test has topics, groups and transactional ids of its own, as a broker may o
 from __future__ import annotations
 
 import time
-from collections import deque
 
 import pytest
 import trio
@@ -23,7 +22,6 @@ from tests.transport.helpers import (
     transaction,
     unique,
 )
-from trickle.context import Effect
 from trickle.exceptions import (
     CommitFailed,
     ProducerFenced,
@@ -181,35 +179,6 @@ async def test_what_a_record_is_made_of_comes_back_as_it_was(transport: Transpor
                 await producer.send(topic, 0, key, value, extra, stamp)
         found = (await read_all(transport, topic))[0]
     assert [(r.key, r.value, r.headers, r.timestamp_ms) for r in found] == rows
-
-
-async def test_many_handed_over_at_once_arrive_as_each_would(transport: Transport) -> None:
-    """Some with a partition, headers or a timestamp, some without; ten at a time."""
-    topic = await declared(transport, 2)
-    headers = (("h", b"1"), ("n", None))
-    every: list[Effect] = [
-        (topic, n % 2, b"k%d" % n, b"%d" % n, headers if n % 3 else (), n + 1 if n % 5 else None)
-        for n in range(40)
-    ]
-    every += [(topic, None, None if n % 4 else b"", b"%d" % n, (), 1_000) for n in range(40, 60)]
-    every += [(topic, 1, b"k%d" % n, None, (), 7_000 + n) for n in range(60, 75)]
-    effects = deque(every)
-    with trio.fail_after(LIMIT):
-        async with transaction(transport, unique("id")) as producer:
-            while effects:
-                producer.produce_all(effects, 10, watch=True)
-            ends = await producer.commit({}, None)
-        found = await read_all(transport, topic, 2)
-    assert ends == {TopicPartition(topic, 1): found[1][-1].offset + 1}
-    for partition in range(2):
-        sent = [e for e in every[:40] + every[60:] if e[1] == partition]
-        numbers = {e[3] for e in every[40:60]}
-        got = [r for r in found[partition] if r.value not in numbers]
-        assert [(r.key, r.value, r.headers) for r in got] == [(e[2], e[3], e[4]) for e in sent]
-        stamps = zip((e[5] for e in sent), (r.timestamp_ms for r in got), strict=True)
-        assert all(there == (asked or there) for asked, there in stamps)
-    free = sorted(r.value or b"" for p in found.values() for r in p if r.timestamp_ms == 1_000)
-    assert free == [b"%d" % n for n in range(40, 60)]
 
 
 async def test_a_record_of_ten_megabytes_passes_where_the_topic_takes_it(

@@ -18,7 +18,8 @@ from trickle.cli.output import Output, text_of
 from trickle.cli.state import DebugOption, JsonOption, get_state, run
 from trickle.cli.wire import Wire
 from trickle.topics import Topic
-from trickle.transport.contract import Batch, Reader
+from trickle.transport.batches import Batch
+from trickle.transport.contract import Reader
 from trickle.types import Record, TopicPartition
 
 __all__ = ["tail"]

@@ -42,7 +42,7 @@ from trickle.exceptions import TrickleError
 from trickle.ledger import Ledger, Ranges
 from trickle.streams.lane import Lane
 from trickle.streams.ordering import Ordering
-from trickle.transport.contract import Batch
+from trickle.transport.batches import Batch
 from trickle.transport.shared import RecordBatch
 from trickle.types import Record
 

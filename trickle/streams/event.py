@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from trickle.context import current_turn
 from trickle.exceptions import DecodeError, EventSettledError, UsageError
-from trickle.transport.contract import Batch
+from trickle.transport.batches import Batch
 from trickle.types import Headers, Record, RecordMetadata
 from trickle.untyped import read_key
 

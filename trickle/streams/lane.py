@@ -37,7 +37,7 @@ from trickle.streams.call import FunctionCall
 from trickle.streams.nowhere import Nowhere
 from trickle.streams.pace import Pace
 from trickle.streams.settlement import OutOfPatience, Settlement
-from trickle.transport.contract import Batch
+from trickle.transport.batches import Batch
 from trickle.types import Record
 
 __all__ = ["Lane"]

@@ -11,7 +11,8 @@ import trio
 from trickle.stores.contract import Environment, Position, TableWrite, coalesced
 from trickle.tables.recovery import plan_recovery
 from trickle.tables.standby_plan import Place
-from trickle.transport.contract import Batch, Watermarks
+from trickle.transport.batches import Batch
+from trickle.transport.contract import Watermarks
 from trickle.types import TopicPartition
 
 __all__ = ["Kept", "StandbyState"]

@@ -36,7 +36,8 @@ from trickle.stores.contract import (
     TableWrite,
     coalesced,
 )
-from trickle.transport.contract import Batch, Reader, Transport, Watermarks
+from trickle.transport.batches import Batch
+from trickle.transport.contract import Reader, Transport, Watermarks
 from trickle.transport.looks import find_topics
 from trickle.types import Headers, TopicPartition
 from trickle.utils.failpoints import fail_point

@@ -37,7 +37,8 @@ from trickle.tables.kept import Kept, StandbyState
 from trickle.tables.recovery import TRIMMED, UNPROVEN, changelog_pairs
 from trickle.tables.standby_plan import Place, plan_standbys
 from trickle.tables.table import Table
-from trickle.transport.contract import Batch, Reader, TopicInfo, Transport, Watermarks
+from trickle.transport.batches import Batch
+from trickle.transport.contract import Reader, TopicInfo, Transport, Watermarks
 from trickle.types import TopicPartition
 
 __all__ = ["Standbys", "StandbysStatistics"]

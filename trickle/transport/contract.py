@@ -26,14 +26,15 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from trickle.context import Effect
-from trickle.types import Guarantee, Headers, Record, RecordMetadata, TopicPartition
+from trickle.transport.batches import Batch
+from trickle.types import Guarantee, Headers, RecordMetadata, TopicPartition
 
 __all__ = [
     "Admin",
-    "Batch",
     "CommittedOffset",
     "ConsumerClient",
     "ConsumerOptions",
+    "Delivery",
     "Member",
     "ProducerClient",
     "ProducerOptions",
@@ -106,56 +107,6 @@ class CommittedOffset(NamedTuple):
 
     offset: int
     metadata: str = ""
-
-
-class Batch(Protocol):
-    """Records of one partition in offset order: columns where the hot path wants them.
-
-    A driver may keep its client's own message objects and make a :class:`Record` on demand.
-    It is never empty.
-    """
-
-    @property
-    def topic(self) -> str: ...
-
-    @property
-    def partition(self) -> int: ...
-
-    @property
-    def next_offset(self) -> int:
-        """The position behind the last record."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """What it holds in memory, roughly: keys and values."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def values(self) -> Sequence[bytes | None]:
-        """Return the values of all its records."""
-        ...
-
-    def keys(self) -> Sequence[bytes | None]:
-        """Return the keys of all its records."""
-        ...
-
-    def offset(self, index: int) -> int:
-        """Return the offset of one record."""
-        ...
-
-    def timestamp_ms(self, index: int) -> int:
-        """Return the timestamp of one record, -1 where it has none."""
-        ...
-
-    def timestamps_ms(self, start: int, stop: int) -> Sequence[int | None]:
-        """Return the timestamps of the records from ``start`` up to ``stop``, in one step."""
-        ...
-
-    def record(self, index: int) -> Record:
-        """Return one record whole."""
-        ...
 
 
 class Member(Protocol):
@@ -274,6 +225,27 @@ class ProducerOptions(msgspec.Struct, frozen=True, kw_only=True):
     transaction_timeout: float = 10.0
 
 
+class Delivery(Protocol):
+    """Records that one caller sends, outside any transaction: he hears of these alone."""
+
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over records: see :class:`ProducerClient`."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until :meth:`produce_all` has room again."""
+        ...
+
+    async def delivered(self) -> None:
+        """Wait until all of them are delivered.
+
+        Raises:
+            CommitFailed: some are not.
+            BrokerUnavailable: no answer in time.
+        """
+        ...
+
+
 class ProducerClient(Protocol):
     """Publishes records; with a transactional id, in transactions.
 
@@ -351,6 +323,13 @@ class ProducerClient(Protocol):
 
     async def abort(self) -> None:
         """Drop what was produced since the last commit, and open a new transaction."""
+        ...
+
+    def delivery(self) -> AbstractAsyncContextManager[Delivery]:
+        """Open a way for one caller's records, behind what was produced before.
+
+        Not for a transactional producer.
+        """
         ...
 
     async def send(

@@ -12,7 +12,7 @@ __all__ = ["RecordBatch", "one_by_one"]
 
 
 class RecordBatch:
-    """A :class:`~trickle.transport.contract.Batch` over plain records."""
+    """A :class:`~trickle.transport.batches.Batch` over plain records."""
 
     __slots__ = ("_records", "next_offset", "partition", "size_bytes", "topic")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -229,6 +230,85 @@ async def test_closing_is_bounded_when_the_broker_is_stopped(broker: KafkaBroker
                 broker.resume()
         assert took < 20
         assert [call for _, call, _ in listener.calls] == ["assigned", "revoked"]
+
+
+async def test_an_opening_that_was_given_up_takes_nothing_from_its_successor(
+    broker: KafkaBroker,
+) -> None:
+    """It was cancelled while the broker stood still, and another of its id opens meanwhile."""
+    with trio.fail_after(LIMIT):
+        async with open_transport(broker.url, TransportOptions(request_timeout=10.0)) as transport:
+            topic = await declared(transport, 1)
+            options = ProducerOptions(transactional_id=topic)
+            for number in range(3):
+                await trio.to_thread.run_sync(broker.pause)
+                try:
+                    with trio.move_on_after(1) as given_up:
+                        async with transport.producer(options):
+                            raise AssertionError("the broker stands still")
+                    assert given_up.cancelled_caught
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_resume_later, broker)
+                        async with transport.producer(options) as producer:
+                            for commit in range(3):
+                                await produce(producer, topic, [b"%d.%d" % (number, commit)])
+                                await producer.commit({}, None)
+                                await trio.sleep(0.7)  # the first one would open by then
+                finally:
+                    broker.resume()
+            values = [record.value for record in (await read_all(transport, topic))[0]]
+        assert values == [b"%d.%d" % (n, c) for n in range(3) for c in range(3)]
+    assert sum(thread.name == "trickle-kafka-calls" for thread in threading.enumerate()) < 3
+
+
+async def _resume_later(broker: KafkaBroker) -> None:
+    await trio.sleep(1.5)
+    broker.resume()
+
+
+async def test_nothing_is_taken_while_an_abort_is_under_way(broker: KafkaBroker) -> None:
+    """The commit before it was cancelled, and ends as the abort begins."""
+    taken: list[bytes] = []
+    async with open_transport(broker.url, TransportOptions(request_timeout=LIMIT)) as transport:
+        topic = await declared(transport, 1)
+        with trio.fail_after(LIMIT):
+            async with transport.producer(ProducerOptions(transactional_id=topic)) as producer:
+                for number in range(40):
+                    await produce(producer, topic, [b"dropped, or not"])
+                    with trio.move_on_after(0.001):
+                        await producer.commit({}, None)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_take, producer, topic, b"%d" % number, taken)
+                        await producer.abort()
+                        nursery.cancel_scope.cancel()
+                    await producer.commit({}, None)
+                await produce(producer, topic, [b"last"])
+                await producer.commit({}, None)
+        values = {record.value for record in (await read_all(transport, topic))[0]}
+    assert {*taken, b"last"} == values - {b"dropped, or not"}
+
+
+async def _take(producer: ProducerClient, topic: str, value: bytes, taken: list[bytes]) -> None:
+    while True:
+        await trio.lowlevel.checkpoint()
+        if producer.ready and producer.produce(topic, 0, None, value, (), None):
+            taken.append(value)
+            return
+
+
+async def test_late_reports_of_what_was_dropped_fail_no_later_commit(broker: KafkaBroker) -> None:
+    async with open_transport(broker.url, TransportOptions(request_timeout=LIMIT)) as transport:
+        topic = await declared(transport, 1)
+        with trio.fail_after(LIMIT):
+            async with transport.producer(ProducerOptions()) as producer:
+                for number in range(20):
+                    await produce(producer, topic, [bytes(2_000)] * 100)
+                    await trio.sleep(number % 12 / 1000)
+                    await producer.abort()
+                    await produce(producer, topic, [b"%d" % number])
+                    await producer.commit({}, None)
+        values = [record.value for record in (await read_all(transport, topic))[0]]
+    assert [int(value) for value in values if value and len(value) < 9] == list(range(20))
 
 
 async def test_a_commit_at_a_stopped_broker_ends_in_time_and_can_be_taken_up_again(

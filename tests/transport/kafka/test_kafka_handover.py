@@ -59,3 +59,14 @@ async def test_a_refused_record_is_the_leftmost(at: int, watch: bool) -> None:
             effects.popleft()
             client.produce_all(effects, 100, watch=watch)
             assert not effects
+
+
+async def test_what_was_taken_before_an_impossible_record_is_not_handed_over_again() -> None:
+    effects = deque(small(6))
+    effects[4] = ("t", 1 << 31, None, b"", (), None)
+    expected = list(effects)[4:]
+    with trio.fail_after(20):
+        async with producer() as client:
+            with pytest.raises(OverflowError):
+                client.produce_all(effects, 100)
+            assert list(effects) == expected

@@ -12,7 +12,7 @@ __all__ = ["LogBatch"]
 
 
 class LogBatch:
-    """A :class:`~trickle.transport.contract.Batch`; a Record is made only on demand."""
+    """A :class:`~trickle.transport.batches.Batch`; a Record is made only on demand."""
 
     __slots__ = (
         "_first",

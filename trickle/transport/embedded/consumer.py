@@ -16,8 +16,8 @@ from functools import partial
 import trio
 
 from trickle.exceptions import ConfigurationError, OffsetOutOfRange, TopicError, TransportError
+from trickle.transport.batches import Batch
 from trickle.transport.contract import (
-    Batch,
     CommittedOffset,
     ConsumerOptions,
     Member,

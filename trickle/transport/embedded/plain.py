@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import trio
 
 from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, TransportError, UsageError
-from trickle.transport.contract import CommittedOffset, Member
+from trickle.transport.contract import CommittedOffset, Delivery, Member
 from trickle.transport.embedded.environment import WriteTxn
 from trickle.transport.embedded.hub import Hub
 from trickle.transport.embedded.stager import Stager, write_lane
@@ -199,6 +200,18 @@ class PlainProducer:
             raise CommitFailed(f"not all was delivered: {error}", refused=refused) from error
         return watched
 
+    @asynccontextmanager
+    async def delivery(self) -> AsyncGenerator[Delivery]:
+        """Open a way for one caller's records: a producer of its own, behind what was produced."""
+        while self._flushing or self._stager.staged:
+            self._flush()
+            await self._flush_ended.wait()
+        own = PlainProducer(self._hub, self._timeout)
+        try:
+            yield _Delivery(own)
+        finally:
+            own.close()
+
     async def abort(self) -> None:
         """Drop what no flush has taken yet."""
         self._stager.take()
@@ -241,3 +254,16 @@ class PlainProducer:
         self._schedule()
         metadata: RecordMetadata = await trio.lowlevel.wait_task_rescheduled(abort)
         return metadata
+
+
+class _Delivery:
+    """One caller's records, by a producer of his own."""
+
+    def __init__(self, producer: PlainProducer) -> None:
+        self.produce_all = producer.produce_all
+        self.drained = producer.drained
+        self._commit = producer.commit
+
+    async def delivered(self) -> None:
+        """Wait until all of them are on disk."""
+        await self._commit({}, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import trio
@@ -21,7 +22,7 @@ from trickle.exceptions import (
     TransportError,
     UsageError,
 )
-from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
+from trickle.transport.contract import CommittedOffset, Delivery, Member, ProducerOptions
 from trickle.transport.embedded import log
 from trickle.transport.embedded.environment import WriteTxn
 from trickle.transport.embedded.group import Membership
@@ -164,6 +165,10 @@ class TransactionalProducer:
     ) -> RecordMetadata:
         """Refuse: only a plain producer sends."""
         raise UsageError("send() is for a producer without a transactional id")
+
+    def delivery(self) -> AbstractAsyncContextManager[Delivery]:
+        """Refuse, likewise."""
+        raise UsageError("delivery() is for a producer without a transactional id")
 
 
 def commit_offsets(

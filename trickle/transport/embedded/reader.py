@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from trickle.exceptions import OffsetOutOfRange, TopicError
-from trickle.transport.contract import Batch
+from trickle.transport.batches import Batch
 from trickle.transport.embedded import log
 from trickle.transport.embedded.hub import Hub
 from trickle.transport.embedded.wake import POLL

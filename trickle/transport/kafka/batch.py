@@ -27,7 +27,7 @@ _topic_of = cast("Callable[[Message], str]", Message.topic)
 
 
 class KafkaBatch:
-    """A :class:`~trickle.transport.contract.Batch` of messages, none of which is an error."""
+    """A :class:`~trickle.transport.batches.Batch` of messages, none of which is an error."""
 
     __slots__ = ("messages", "next_offset", "partition", "size_bytes", "topic")
 

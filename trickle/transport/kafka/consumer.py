@@ -25,8 +25,8 @@ from trickle.utils.bridge import open_bridge
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 
+    from trickle.transport.batches import Batch
     from trickle.transport.contract import (
-        Batch,
         CommittedOffset,
         ConsumerOptions,
         Member,

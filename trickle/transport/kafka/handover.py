@@ -7,11 +7,13 @@ reports, every few milliseconds, as reports hold places in the client's queue un
 A report costs 0.3 µs a record and is asked for only where it is needed. Under a transaction the
 commit itself fails when any record does, so only watched records have one. Without a transaction
 nothing else would tell of a refused record; there the callback is ``dict.setdefault`` of a
-dictionary of errors, which the client calls without entering Python code.
+dictionary of errors, which the client calls without entering Python code. The records of each
+caller, and of each commit, have :class:`Fates` of their own: nobody hears of another's.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from itertools import islice, repeat
 from operator import length_hint
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from trickle.types import Headers
     from trickle.utils.bridge import Bridge
 
-    Report: TypeAlias = Callable[[KafkaError | None, Message], object]
+    Report: TypeAlias = Callable[[KafkaError | None, Message | None], object]
 
-__all__ = ["SERVE_PERIOD", "KafkaProducer", "not_ready"]
+__all__ = ["SERVE_PERIOD", "Fates", "KafkaProducer", "not_ready"]
+
+logger = logging.getLogger("trickle.transport.kafka")
 
 SERVE_PERIOD = 0.01  # seconds between readings of delivery reports
 _PAUSE = 0.001
@@ -61,6 +65,34 @@ def _pairs(headers: Headers) -> list[tuple[str, bytes | None]] | None:
     return list(headers) or None
 
 
+class Fates:
+    """What becomes of records that are committed together, as reports tell in the client's thread.
+
+    Attributes:
+        errors: of those that were not delivered; no message where the client refused to take one.
+        ends: the position behind the last watched record of each partition.
+    """
+
+    __slots__ = ("ends", "errors")
+
+    def __init__(self) -> None:
+        self.errors: dict[KafkaError | None, Message | None] = {}
+        self.ends: dict[TopicPartition, int] = {}
+
+    def watched(self, error: KafkaError | None, message: Message | None) -> None:
+        """Take the report of a watched record."""
+        if error is None:
+            assert message is not None
+            where = TopicPartition(cast("str", message.topic()), cast("int", message.partition()))
+            self.ends[where] = cast("int", message.offset()) + 1
+        else:
+            self.errors[error] = message
+
+    def failures(self) -> list[tuple[KafkaError, Message | None]]:
+        """Return the errors."""
+        return [(error, message) for error, message in self.errors.items() if error is not None]
+
+
 class KafkaProducer:
     """What both kinds share: handing records over. See ``contract.ProducerClient``."""
 
@@ -72,9 +104,8 @@ class KafkaProducer:
         self._client: Producer | None = None
         self._produce: Callable[..., object] = not_ready
         self._content = Content()
-        self._ends: dict[TopicPartition, int] = {}
-        self._unwatched: Report | None = None
-        self._doomed: KafkaError | None = None
+        self._fates = Fates()
+        self._fatal = False  # an error of the client itself, which is of no more use
         self._forked = False
         watch_forks(self)
 
@@ -108,8 +139,9 @@ class KafkaProducer:
             report: called in the producer's thread once the record's fate is known.
         """
         self._content.note(topic)
+        fates = self._fates
         if report is None:
-            report = self._watched if watch else self._unwatched
+            report = fates.watched if watch else self._report(fates)
         try:
             self._produce(
                 topic,
@@ -124,11 +156,22 @@ class KafkaProducer:
         except BufferError:
             return False
         except KafkaException as raised:
-            self._failed_at_once(raised, topic, partition)
+            error = _lost(raised, topic, partition)
+            (report or fates.errors.setdefault)(error, None)
         return True
 
+    def _report(self, fates: Fates) -> Report | None:
+        """Return what is to be told of records that nobody watches."""
+        return fates.errors.setdefault
+
     def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
-        """Hand over many records; see the contract.
+        """Hand over many records; see the contract."""
+        self.hand_over(effects, limit, self._fates, watch=watch)
+
+    def hand_over(
+        self, effects: deque[Effect], limit: int, fates: Fates, *, watch: bool = False
+    ) -> None:
+        """Hand over many records.
 
         By columns: ``map`` calls the client, so that no record costs a line of Python.
         """
@@ -140,40 +183,37 @@ class KafkaProducer:
             for topic in set(topics):
                 self._content.note(topic)
             left = iter(values)
+            error: KafkaException | None = None
             calls = map(
                 self._produce,
                 topics,
                 left,
                 keys,
                 repeat(_ANY_PARTITION) if set(partitions) == {None} else map(_number, partitions),
-                repeat(self._unwatched),
+                repeat(self._report(fates)),
                 repeat(None),
                 stamps if all(stamps) else map(_stamp, stamps),
                 map(_pairs, headers) if any(headers) else repeat(None),
             )
-            error: Exception | None = None
+            in_vain = 1  # the one that was tried last
             try:
                 for _ in calls:
                     pass
-            except (BufferError, KafkaException) as raised:
-                error = raised
-            handed_over = len(portion) - length_hint(left) - (error is not None)
-            for _ in range(handed_over):
-                effects.popleft()
-            if isinstance(error, KafkaException):
-                self._failed_at_once(error, effects[0][0], effects[0][1])
-                effects.popleft()
-            if error is not None:
+                in_vain = 0
+            except BufferError:
                 return
-        if last and self.produce(*effects[0], watch=True):
+            except KafkaException as raised:
+                error = raised
+            finally:  # whatever ended it: what was taken is not handed over again
+                for _ in range(len(portion) - length_hint(left) - in_vain):
+                    effects.popleft()
+            if error is not None:
+                topic, partition, *_ = effects[0]
+                fates.errors.setdefault(_lost(error, topic, partition), None)
+                effects.popleft()
+                return
+        if last and self.produce(*effects[0], report=fates.watched):
             effects.popleft()
-
-    def _failed_at_once(self, raised: KafkaException, topic: str, partition: int | None) -> None:
-        error = error_of(raised)
-        if error.code() in REFUSED:
-            raise refused_record(error, topic, partition) from raised
-        # It has failed already, in the background: the commit says so, and not each record.
-        self._doomed = self._doomed or error
 
     async def drained(self) -> None:
         """Wait until half of what fills the client's queue now has gone.
@@ -205,26 +245,21 @@ class KafkaProducer:
         try:
             client.poll(timeout)
         except KafkaException as raised:
-            self._doomed = self._doomed or error_of(raised)  # the commit, or the next send, says so
+            logger.debug("while reports were read: %r", raised)
+            self._fatal = True  # the reports of what it had taken tell whom it concerns
 
     def _flush(self, client: Producer, timeout: float) -> int:
         """Wait until all is delivered; return how many records are not."""
         try:
             return client.flush(timeout)
         except KafkaException as raised:
-            self._doomed = self._doomed or error_of(raised)
+            logger.debug("while records were delivered: %r", raised)
+            self._fatal = True
             return 0
 
     def _served(self) -> Producer | None:
         """Return the client whose reports the thread reads; for the thread alone."""
         return self._client
-
-    def _watched(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            where = TopicPartition(cast("str", message.topic()), cast("int", message.partition()))
-            self._ends[where] = cast("int", message.offset()) + 1
-        elif self._unwatched is not None:
-            self._unwatched(error, message)
 
     def _check(self) -> Producer:
         if self._forked:
@@ -244,10 +279,6 @@ class KafkaProducer:
         except trio.BrokenResourceError as ended:
             raise TransportError(f"the producer cannot go on: {ended.__cause__!r}") from ended
 
-    def _take_ends(self) -> dict[TopicPartition, int]:
-        ends, self._ends = self._ends, {}
-        return ends
-
     @property
     def in_child(self) -> bool:
         """Whether this is a forked child's copy."""
@@ -258,6 +289,18 @@ class KafkaProducer:
         self._forked = True
         self._produce = _forked
         return [self._client]
+
+
+def _lost(raised: KafkaException, topic: str, partition: int | None) -> KafkaError:
+    """Return the error by which the client does not take a record.
+
+    Raises:
+        RecordRefused: it will never take it.
+    """
+    error = error_of(raised)
+    if error.code() in REFUSED:
+        raise refused_record(error, topic, partition) from raised
+    return error
 
 
 def not_ready(*_: object) -> None:

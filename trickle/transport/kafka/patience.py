@@ -29,11 +29,16 @@ if TYPE_CHECKING:
     _Call: TypeAlias = tuple[Callable[..., object], tuple[Any, ...], _Answer]
 
 
+_GIVEN_UP = KafkaException(KafkaError(_TIMED_OUT, "nobody waits for this call any more"))
+
+
 class Caller:
     """A thread for one client's blocking calls; a call that hangs ends its use."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()  # one at a time
+        self._answer: _Answer = queue.SimpleQueue()
+        self._given_up = False
         threading.Thread(target=self._main, name="trickle-kafka-calls", daemon=True).start()
 
     def call(self, deadline: float, fn: Callable[..., object], *args: Any) -> None:
@@ -45,6 +50,8 @@ class Caller:
         while True:
             left = max(deadline - time.monotonic(), 0.001)
             answer: _Answer = queue.SimpleQueue()
+            self._answer = answer
+            self.check()
             self._calls.put((fn, (*args, left), answer))
             try:
                 raised = answer.get(timeout=left + _RETRY_PAUSE)
@@ -55,10 +62,25 @@ class Caller:
             if not isinstance(raised, KafkaException):
                 raise raised
             error = error_of(raised)
+            self.check()
             final = error.fatal() or error.txn_requires_abort() or not error.retriable()
             if final or time.monotonic() >= deadline:
                 raise raised
             time.sleep(_RETRY_PAUSE)
+
+    def give_up(self) -> None:
+        """End the call that is under way, and any later one, by an error; from any thread."""
+        self._given_up = True
+        self._answer.put(_GIVEN_UP)
+
+    def check(self) -> None:
+        """Raise where the calls were given up.
+
+        Raises:
+            KafkaException: they were.
+        """
+        if self._given_up:
+            raise _GIVEN_UP
 
     def end(self) -> None:
         """Let the thread end once it is free."""

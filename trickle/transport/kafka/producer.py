@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from confluent_kafka import KafkaError, Message, Producer
 
-from trickle.exceptions import CommitFailed, TransportError, UsageError
+from trickle.exceptions import CommitFailed, UsageError
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.consumer import as_partitions
 from trickle.transport.kafka.errors import (
@@ -19,17 +19,20 @@ from trickle.transport.kafka.errors import (
     unavailable,
 )
 from trickle.transport.kafka.fork import forked_error
-from trickle.transport.kafka.handover import SERVE_PERIOD, KafkaProducer, not_ready
+from trickle.transport.kafka.handover import SERVE_PERIOD, Fates, KafkaProducer, not_ready
 from trickle.transport.kafka.owner import KafkaMember
 from trickle.transport.kafka.transaction import Content, Transactions, make_producer
 from trickle.types import RecordMetadata
 from trickle.utils.bridge import open_bridge
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
+    from trickle.context import Effect
+    from trickle.transport.contract import CommittedOffset, Delivery, Member, ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
+    from trickle.transport.kafka.handover import Report
     from trickle.transport.kafka.logs import ClientLog
     from trickle.types import Headers, TopicPartition
     from trickle.utils.bridge import Bridge
@@ -52,6 +55,7 @@ class TransactionalProducer(KafkaProducer):
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         super().__init__(config, options, log)
         self._transactions = Transactions(config, options, log)
+        self._ends_begun = 0
 
     async def commit(
         self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
@@ -62,12 +66,19 @@ class TransactionalProducer(KafkaProducer):
                 "committing offsets needs a group: pass member, or ProducerOptions.group"
             )
         metadata = member.metadata if isinstance(member, KafkaMember) else None
+        fates, self._fates = self._fates, Fates()
+        for error, _ in fates.failures():
+            await self.abort()
+            raise CommitFailed(
+                f"the transaction was aborted: the client did not take a record: {said(error)}"
+            )
         content = self._content
         await self._end(self._transactions.commit, content, as_partitions(offsets), metadata)
-        return self._take_ends()
+        return fates.ends
 
     async def abort(self) -> None:
         """Drop what was produced since the last commit, and open a new transaction."""
+        self._fates = Fates()
         await self._end(self._transactions.abort, self._content)
 
     async def send(
@@ -82,30 +93,35 @@ class TransactionalProducer(KafkaProducer):
         """Refuse: a record of a transaction has no fate of its own."""
         raise UsageError("a transactional producer cannot send(): produce() and commit()")
 
+    def delivery(self) -> AbstractAsyncContextManager[Delivery]:
+        """Refuse, likewise."""
+        raise UsageError("a transactional producer has no delivery(): produce() and commit()")
+
     async def _end(self, step: Callable[..., None], *args: Any) -> None:
         """End the open transaction in the thread; the producer is not ready meanwhile."""
         if self._forked:
             raise forked_error()
         self._produce = not_ready
         self._content = Content()
-        self._doomed = None
-        try:
-            await self._call(self._step, step, args)
-        except TransportError:
-            self._ends = {}
-            raise
+        self._ends_begun += 1
+        await self._call(self._step, self._ends_begun, step, args)
 
-    def _step(self, step: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def _step(self, number: int, step: Callable[..., None], args: tuple[Any, ...]) -> None:
         try:
             step(*args)
         finally:
             # In a call of its own: the one who waits may have been cancelled.
-            self._bridge.to_trio(self._renew)
+            self._bridge.to_trio(self._renew, number)
 
-    def _renew(self) -> None:
-        if not self._transactions.broken and not self._forked:
+    def _renew(self, number: int) -> None:
+        # Not where the next end has begun, as the one that asked for this was cancelled.
+        ready = number == self._ends_begun and not self._transactions.broken
+        if ready and not self._forked:
             self._client = self._transactions.client
             self._produce = self._transactions.client.produce
+
+    def _report(self, fates: Fates) -> Report | None:
+        return None
 
     def _served(self) -> Producer | None:
         return None if self._transactions.broken else self._transactions.client
@@ -113,11 +129,12 @@ class TransactionalProducer(KafkaProducer):
     async def open(self, bridge: Bridge) -> None:
         """Make the client, and end what an earlier one of its id left."""
         self._bridge = bridge
-        await self._call(self._step, self._transactions.open, ())
+        await self._call(self._step, self._ends_begun, self._transactions.open, ())
 
     async def close(self) -> None:
         """Drop what was not committed."""
         self._produce = not_ready
+        self._transactions.abandon()  # where it is still being opened, for nobody any more
         await self._call(self._transactions.close, _CLOSE_TIMEOUT)
         self._client = None
 
@@ -127,47 +144,56 @@ class PlainProducer(KafkaProducer):
 
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         super().__init__(config, options, log)
-        self._errors: dict[KafkaError | None, Message] = {}
-        self._unwatched = self._errors.setdefault
         self._sending = 0
 
     async def commit(
         self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
     ) -> Mapping[TopicPartition, int]:
         """Wait until all that was produced is delivered."""
-        client = self._check()
         if offsets:
             raise UsageError("without a transactional id offsets are the consumer's to commit")
+        fates, self._fates = self._fates, Fates()
+        return await self.deliver(fates)
+
+    async def deliver(self, fates: Fates) -> Mapping[TopicPartition, int]:
+        """Wait until all that was produced is delivered, and tell of some of it.
+
+        Raises:
+            CommitFailed: some of it was not.
+            BrokerUnavailable: no answer in time.
+        """
+        client = self._check()
         timeout = self._config.request_timeout
         left = await self._call(self._flush, client, timeout)
-        ends = self._take_ends()
-        errors = [(error, message) for error, message in self._errors.items() if error is not None]
-        self._errors.clear()
-        doomed, self._doomed = self._doomed, None
-        if doomed is not None or any(error.fatal() for error, _ in errors):
-            self._forget()
-            await self._call(self._make)
-        for error, message in errors:
-            if error.code() in REFUSED:
+        failures = fates.failures()
+        if self._fatal or any(error.fatal() for error, _ in failures):
+            await self._replace(client)
+        for error, message in failures:
+            if error.code() in REFUSED and message is not None:
                 refused = refused_record(error, message.topic() or "", message.partition())
                 raise CommitFailed(f"a record was not stored: {refused}", refused=refused)
-        if errors or doomed is not None:
-            error = doomed or errors[0][0]
+        for error, _ in failures:
             raise CommitFailed(
                 f"not all records were delivered to broker={self._config.url!r}: {said(error)}"
             )
         if left:
             raise unavailable(self._config.url, timeout, f"delivering {left} records", None)
-        return ends
+        return fates.ends
+
+    @asynccontextmanager
+    async def delivery(self) -> AsyncGenerator[Delivery]:
+        """Open a way for one caller's records."""
+        yield _Delivery(self)
 
     async def abort(self) -> None:
-        """Drop what has not been sent yet; what has been sent stays."""
+        """Drop what has not been sent yet; what has been sent stays.
+
+        The client goes with it: it purges some time, and what is handed over meanwhile too.
+        """
         client = self._check()
+        self._fates = Fates()
         await self._call(client.purge)
-        await self._call(self._read_reports, client, 0.0)
-        self._errors.clear()
-        self._ends = {}
-        self._doomed = None
+        await self._replace(client)
 
     async def send(
         self,
@@ -179,11 +205,11 @@ class PlainProducer(KafkaProducer):
         timestamp_ms: int | None,
     ) -> RecordMetadata:
         """Deliver one record and tell where it went."""
-        self._check()
+        client = self._check()
         arrived = trio.Event()
-        answers: list[tuple[KafkaError | None, Message]] = []
+        answers: list[tuple[KafkaError | None, Message | None]] = []
 
-        def report(error: KafkaError | None, message: Message) -> None:
+        def report(error: KafkaError | None, message: Message | None) -> None:
             answers.append((error, message))
             self._bridge.to_trio(arrived.set)
 
@@ -192,11 +218,6 @@ class PlainProducer(KafkaProducer):
             await self.drained()
         what = f"sending a record to topic {topic!r}"
         timeout = self._config.request_timeout
-        if self._doomed is not None:
-            doomed, self._doomed = self._doomed, None
-            self._forget()
-            await self._call(self._make)
-            raise failed(self._config.url, timeout, what, doomed)
         self._sending += 1
         try:
             self._bridge.post(_nothing)  # wakes the thread, which now waits for reports instead
@@ -207,7 +228,10 @@ class PlainProducer(KafkaProducer):
         if not answers:
             raise unavailable(self._config.url, timeout, what, None)
         error, message = answers[0]
+        if error is not None and error.fatal():
+            await self._replace(client)
         if error is None:
+            assert message is not None
             where, offset = cast("int", message.partition()), cast("int", message.offset())
             return RecordMetadata(topic, where, offset, message.timestamp()[1] / 1_000)
         if error.code() in REFUSED:
@@ -223,15 +247,17 @@ class PlainProducer(KafkaProducer):
         else:
             super().idle()
 
+    async def _replace(self, client: Producer) -> None:
+        """Make a new client in place of one that is of no more use, unless another has."""
+        if client is self._client:
+            self._fatal = False
+            with trio.CancelScope(shield=True):  # nothing that has to wait
+                await self._call(self._make)
+            bury(client)
+
     def _make(self) -> None:
         self._client = make_producer(self._config, self._options, self._log)
         self._produce = self._client.produce
-
-    def _forget(self) -> None:
-        client, self._client = self._client, None
-        self._produce = not_ready
-        if client is not None:
-            bury(client)
 
     async def open(self, bridge: Bridge) -> None:
         """Make the client."""
@@ -240,10 +266,31 @@ class PlainProducer(KafkaProducer):
 
     async def close(self) -> None:
         """Drop what was not delivered."""
-        client = self._client
+        client, self._client = self._client, None
+        self._produce = not_ready
         if client is not None:
             await self._call(client.purge)
-            self._forget()
+            bury(client)
+
+
+class _Delivery:
+    """One caller's records, by a client that others use as well."""
+
+    def __init__(self, producer: PlainProducer) -> None:
+        self._producer = producer
+        self._fates = Fates()
+
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over many records; see the contract."""
+        self._producer.hand_over(effects, limit, self._fates, watch=watch)
+
+    async def drained(self) -> None:
+        """Wait until there is room again."""
+        await self._producer.drained()
+
+    async def delivered(self) -> None:
+        """Wait until all of them are delivered."""
+        await self._producer.deliver(self._fates)
 
 
 @asynccontextmanager
@@ -256,8 +303,8 @@ async def open_producer(
     async with open_bridge(
         "trickle-kafka-producer", idle=producer.idle, close_timeout=0.5
     ) as bridge:
-        await producer.open(bridge)
         try:
+            await producer.open(bridge)
             yield producer
         finally:
             if not producer.in_child:

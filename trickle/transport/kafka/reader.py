@@ -38,7 +38,7 @@ from trickle.utils.bridge import open_bridge
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from trickle.transport.contract import Batch
+    from trickle.transport.batches import Batch
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
     from trickle.utils.bridge import Bridge

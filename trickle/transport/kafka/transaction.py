@@ -131,6 +131,8 @@ class Transactions:
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         self.client: Producer
         self._caller: Caller
+        self._opening: Caller | None = None
+        self._abandoned = False
         self.broken = True
         self._rival: ProducerFenced | None = None
         self._bare: object = None
@@ -146,13 +148,16 @@ class Transactions:
             share: of the request timeout that it may take.
         """
         deadline = time.monotonic() + self._config.request_timeout * share
-        caller = Caller()
+        caller = self._opening = Caller()
+        if self._abandoned:
+            caller.give_up()
         client = make_producer(self._config, self._options, self._log)
         try:
             for _ in range(2):
                 with suppress(KafkaException):  # what is wrong is said by what follows
                     caller.call(deadline, client.list_topics, _ANY_TOPIC)
             caller.call(deadline, client.init_transactions)
+            caller.check()
         except KafkaException as raised:
             caller.end()
             bury(client)
@@ -163,9 +168,19 @@ class Transactions:
             timeout = self._config.request_timeout
             raise failed(self._config.url, timeout, what, error) from raised
         client.begin_transaction()
+        self._opening = None
         self.client = client
         self._caller = caller
         self.broken = False
+
+    def abandon(self) -> None:
+        """Nobody waits for an opening any more: end it at once, before it takes the id. From Trio.
+
+        One that goes on takes the id from its successor, which then looks for a rival.
+        """
+        self._abandoned = True
+        if self._opening is not None:
+            self._opening.give_up()
 
     def commit(self, content: Content, offsets: list[Partition], metadata: object) -> None:
         """Commit what was produced, and the offsets, and begin anew."""

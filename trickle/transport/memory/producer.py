@@ -7,13 +7,16 @@ over, or, on a broker with a delay, by a task of the client's own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Protocol
 
 import trio
 
 from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, UsageError
-from trickle.transport.contract import CommittedOffset, Member, ProducerOptions
+from trickle.transport.contract import CommittedOffset, Delivery, Member, ProducerOptions
 from trickle.transport.memory.broker import CommitFault, MemoryBroker, Staged
 from trickle.transport.memory.group import Group, MemoryMember
 from trickle.transport.shared import one_by_one
@@ -22,6 +25,12 @@ from trickle.types import Headers, RecordMetadata, TopicPartition
 __all__ = ["MemoryProducer"]
 
 QUEUE_RECORDS_MAX = 100_000  # librdkafka's queue.buffering.max.messages
+
+
+class _Owner(Protocol):
+    """Who is told of a record that is refused."""
+
+    refused: RecordRefused | None
 
 
 class MemoryProducer:
@@ -35,7 +44,8 @@ class MemoryProducer:
         self._staged: list[Staged] = []  # the open transaction, or what waits to be delivered
         self._busy = False
         self._watched: dict[TopicPartition, int] = {}
-        self._refused: RecordRefused | None = None
+        self._owners: list[_Owner] = []  # of what waits to be delivered
+        self.refused: RecordRefused | None = None
         self._queued = trio.Event()
         self._drained = trio.Event()
 
@@ -54,8 +64,9 @@ class MemoryProducer:
         timestamp_ms: int | None,
         *,
         watch: bool = False,
+        owner: _Owner | None = None,
     ) -> bool:
-        """Hand over one record, without a wait."""
+        """Hand over one record, without a wait; its owner is told where it is refused."""
         if self._busy:
             raise UsageError("a transaction is being committed: wait until the producer is ready")
         broker = self._broker
@@ -64,6 +75,7 @@ class MemoryProducer:
         record = broker.stage(topic, partition, key, value, headers, timestamp_ms, watch)
         self._staged.append(record)
         if self._id is None:
+            self._owners.append(owner or self)
             if broker.commit_delay:
                 self._queued.set()
             else:
@@ -93,24 +105,32 @@ class MemoryProducer:
 
     def _deliver(self) -> None:
         records, self._staged = self._staged, []
-        refusal = self._broker.refusal(records)
-        if refusal is not None:
-            self._refused = self._refused or refusal
-            records = [record for record in records if self._broker.refusal([record]) is None]
+        owners, self._owners = self._owners, []
+        if self._broker.refusal(records) is not None:
+            refusals = [self._broker.refusal([record]) for record in records]
+            for refusal, owner in zip(refusals, owners, strict=True):
+                owner.refused = owner.refused or refusal
+            records = [r for r, refusal in zip(records, refusals, strict=True) if refusal is None]
         watched, _ = self._broker.append(records)
         self._watched.update(watched)
         self._drained.set()
         self._drained = trio.Event()
 
-    async def _flush(self) -> Mapping[TopicPartition, int]:
+    @asynccontextmanager
+    async def delivery(self) -> AsyncGenerator[Delivery]:
+        """Open a way for one caller's records."""
+        if self._id is not None:
+            raise UsageError("a transactional producer has no delivery(): produce, then commit")
+        yield _Delivery(self)
+
+    async def flush(self, owner: _Owner) -> None:
+        """Wait until all is delivered, and tell of what one owner has produced."""
         await trio.lowlevel.checkpoint()
         while self._staged:
             await self._drained.wait()
-        watched, self._watched = self._watched, {}
-        refused, self._refused = self._refused, None
+        refused, owner.refused = owner.refused, None
         if refused is not None:
             raise CommitFailed(f"not all records were delivered: {refused}", refused=refused)
-        return watched
 
     async def send(
         self,
@@ -143,7 +163,9 @@ class MemoryProducer:
         if self._id is None:
             if offsets:
                 raise UsageError("a producer without a transactional id cannot commit offsets")
-            return await self._flush()
+            await self.flush(self)
+            watched, self._watched = self._watched, {}
+            return watched
         if self._busy:
             raise UsageError("a transaction is being committed already")
         group = self._group(offsets)
@@ -228,13 +250,33 @@ class MemoryProducer:
         self._broker.check_epoch(self._id, self._epoch)
 
     def _drop(self) -> None:
-        records, self._staged = self._staged, []
+        records, self._staged, self._owners = self._staged, [], []
         if self._id is not None:
             self._broker.abort(records)
 
     def close(self) -> None:
         """The client is gone, and with it what was not committed."""
         self._drop()
+
+
+class _Delivery:
+    """One caller's records, by a client that others use as well."""
+
+    def __init__(self, producer: MemoryProducer) -> None:
+        self._producer = producer
+        self.refused: RecordRefused | None = None
+
+    def produce_all(self, effects: deque[Effect], limit: int, *, watch: bool = False) -> None:
+        """Hand over many records; see the contract."""
+        one_by_one(partial(self._producer.produce, owner=self), effects, limit, watch=watch)
+
+    async def drained(self) -> None:
+        """Wait until there is room again."""
+        await self._producer.drained()
+
+    async def delivered(self) -> None:
+        """Wait until all of them are delivered."""
+        await self._producer.flush(self)
 
 
 def _failure(fault: CommitFault | None) -> CommitFailed:
