@@ -194,8 +194,8 @@ class Run(Service):
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         self.nursery.start_soon(self._watch, name="watch for cancellation")
-        with self._hard, binding_children():
-            try:
+        try:
+            with self._tree.telling(self.definitions.id), self._hard, binding_children():
                 async with self._open_transport() as transport, trio.open_nursery() as inner:
                     self._inner = inner
                     with self._work:
@@ -204,13 +204,11 @@ class Run(Service):
                         task_status.started(self)
                         await trio.sleep_forever()
                     await self._shut_down()
-            finally:
-                self._stopping = True
-        self.nursery.cancel_scope.cancel()
-        if self._identity is not None:
-            self._identity.release()
-        if self._tree.failures:
-            raise ExceptionGroup(f"the app {self.definitions.id!r} failed", self._tree.failures)
+        finally:
+            self._stopping = True
+            self.nursery.cancel_scope.cancel()
+            if self._identity is not None:
+                self._identity.release()
 
     async def _watch(self) -> None:
         """Take a cancellation from outside as the request to stop."""

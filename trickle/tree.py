@@ -7,7 +7,8 @@ Run is told, and ends them one by one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -91,6 +92,22 @@ class Tree:
             await child.ended.wait()
         if not child.ended.is_set():
             logger.error("%s resists its end (a shielded scope?)", child.service.name)
+
+    @contextmanager
+    def telling(self, app_id: str) -> Generator[None]:
+        """Raise what ended services as one group, with what leaves the block besides.
+
+        An error alone, as of a service that could not start, stays what it is.
+        """
+        others: list[Exception] = []
+        try:
+            yield
+        except Exception as error:
+            if not self.failures:
+                raise
+            others.append(error)
+        if self.failures:
+            raise ExceptionGroup(f"the app {app_id!r} failed", [*self.failures, *others])
 
     async def closing(self, call: Callable[[], Awaitable[None]]) -> None:
         """Make a last call on the way out; its error is kept like that of a service."""

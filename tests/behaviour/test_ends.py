@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -223,3 +224,75 @@ async def test_two_commits_that_fail_at_the_end_double_no_tick(
     assert failed
     assert scene.called == [1]
     assert scene.sent(seen[0]) == list(range(1, scene.ticked + 1))
+
+
+async def test_the_cause_is_told_where_another_service_fails_by_it(mock_clock: MockClock) -> None:
+    """One fails while another starts, which waits for it, and fails to start."""
+    app = trickle.App("app", broker="memory://", web=False)
+    gone = trio.Event()
+
+    @app.service
+    class First(trickle.Service):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            task_status.started()
+            try:
+                await trio.sleep(1)
+                raise ValueError("the password is wrong")
+            finally:
+                gone.set()
+
+    @app.service
+    class Second(trickle.Service):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            await gone.wait()
+            raise RuntimeError("the first one is gone")
+
+    del First, Second
+    mock_clock.autojump_threshold = 0.01
+    with pytest.raises(ExceptionGroup) as caught:
+        async with app.run():
+            await trio.sleep(10)
+    assert _leaves(caught.value) == ["the password is wrong", "the first one is gone"]
+
+
+def _leaves(error: BaseException) -> list[str]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [str(error)]
+    return [
+        told
+        for inner in cast("BaseExceptionGroup[Any]", error).exceptions
+        for told in _leaves(inner)
+    ]
+
+
+async def test_a_start_that_failed_leaves_its_transactional_id_to_the_next(tmp_path: Path) -> None:
+    app = trickle.App(
+        "app", broker=f"lmdb://{tmp_path}/log", data_dir=str(tmp_path / "data"), web=False
+    )
+    source = app.topic("source", key=str, value=int)
+    out = app.topic("out", value=int)
+    failing = True
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            out.send_nowait(value)
+
+    @app.service
+    class Weak(trickle.Service):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            if failing:
+                raise RuntimeError("not yet")
+            task_status.started()
+            await trio.sleep_forever()
+
+    del work, Weak
+    slots = tmp_path / "data" / "app" / "slots"
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="not yet"):
+            async with app.run():
+                raise AssertionError("it cannot start")
+    assert len(list(slots.iterdir())) == 1
+    failing = False
+    async with app.run():
+        assert len(list(slots.iterdir())) == 1

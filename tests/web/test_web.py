@@ -8,6 +8,8 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import h2.config
+import h2.connection
 import httpx
 import pytest
 import trio
@@ -152,6 +154,42 @@ async def test_a_head_of_20_kb_and_garbage_are_refused() -> None:
         large = b"GET / HTTP/1.1\r\nHost: x\r\nX-Large: " + b"a" * 20_000 + b"\r\n\r\n"
         assert (await talk(web, large)).startswith(b"HTTP/1.1 431")
         assert (await talk(web, b"\x16\x03\x01 garbage\r\n\r\n")).startswith(b"HTTP/1.1 400")
+
+
+def _http2(*headers: tuple[str, str | bytes]) -> bytes:
+    """Return the first bytes of a client that speaks HTTP/2 without asking."""
+    config = h2.config.H2Configuration(
+        validate_outbound_headers=False, normalize_outbound_headers=False
+    )
+    connection = h2.connection.H2Connection(config)
+    connection.initiate_connection()
+    connection.send_headers(1, headers, end_stream=True)
+    return connection.data_to_send()
+
+
+_H2C = (
+    b"GET / HTTP/1.1\r\nHost: evil\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    b"Upgrade: h2c\r\nHTTP2-Settings: A\r\n\r\n"
+)
+_NO_PATH = _http2((":method", "CONNECT"), (":authority", "x"))
+_NO_TEXT = _http2(
+    (":method", "GET"), (":path", b"/\xff\xfe"), (":scheme", "http"), (":authority", "x")
+)
+
+
+@pytest.mark.parametrize("request_bytes", [_H2C, _NO_PATH, _NO_TEXT], ids=["h2c", "path", "text"])
+async def test_whatever_a_client_sends_ends_his_connection_and_no_other(
+    request_bytes: bytes,
+) -> None:
+    """The server's own code fails by these; it must not take the Run down."""
+    async with serving(View()) as web:
+        assert web.port is not None
+        with trio.fail_after(10):
+            async with await trio.open_tcp_stream("127.0.0.1", web.port) as other:
+                await talk(web, request_bytes)
+                request = f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1:{web.port}\r\n\r\n"
+                await other.send_all(request.encode())
+                assert (await other.receive_some(65536)).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_websocket_is_refused() -> None:

@@ -295,6 +295,8 @@ async def _serve(
             # Its annotation asks for an SSL stream; it takes any that has a socket.
             stream = cast("trio.SSLStream[trio.SocketStream]", connection)
             await TCPServer(wrapped, config, context, ConnectionState({}), stream)
+        except Exception as error:  # whatever a client sends ends his connection
+            logger.debug("a connection of the web server has failed", exc_info=error)
         finally:
             open_connections.discard(connection)
             listener.release()
