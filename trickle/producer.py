@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from trickle.context import PORTION, Effect
-from trickle.exceptions import CommitFailed, RecordRefused, TransportError
+from trickle.exceptions import CommitFailed, RecordRefused, TransportError, UsageError
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
@@ -316,6 +316,11 @@ class Producer(Service):
         Raises:
             trio.WouldBlock: the client's queue is full.
         """
+        if not trio.lowlevel.in_trio_run():
+            raise UsageError(
+                "send_nowait() outside an event belongs in Trio's thread: in another one, call "
+                "trio.from_thread.run_sync(topic.send_nowait, value)"
+            )
         if not self._plain_client().produce(*effect):
             raise trio.WouldBlock
         self._unflushed.set()

@@ -76,3 +76,25 @@ async def test_two_simulations(mock_clock: MockClock) -> None:
         assert (one.sums["k"], two.sums["k"]) == (11, 2)
         assert len(t.sent(one.numbers)) == 2
         assert len(u.sent(two.numbers)) == 1
+
+
+async def test_a_thread_sends_by_trio_s_thread_or_not_at_all() -> None:
+    app = trickle.App("app", broker="memory://a-thread-sends", web=False)
+    source = app.topic("source", value=int, partitions=1)
+    seen: list[int] = []
+    arrived = trio.Event()
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            seen.append(value)
+            arrived.set()
+
+    del work
+    with trio.fail_after(20):
+        async with app.run():
+            with pytest.raises(trickle.UsageError, match=r"trio\.from_thread\.run_sync"):
+                await trio.to_thread.run_sync(source.send_nowait, 1)
+            await trio.to_thread.run_sync(trio.from_thread.run_sync, source.send_nowait, 2)
+            await arrived.wait()
+    assert seen == [2]
