@@ -432,19 +432,23 @@ class Conductor(Service):
                 f"{error}: another program commits with this worker's transactional id; give each "
                 "its own data_dir, or its own app id"
             ) from error
+        if self._committer.broken is None:
+            return  # a rebalance came first, and has cleared away
+        self._epoch += 1  # no other opening of this assignment that waits may follow
+        epoch = self._epoch
+        self._opening.cancel()  # what recovers goes on from there: the others need not wait for it
         async with self._changes:
-            if self._committer.broken is None:
-                return  # a rebalance came first, and has cleared away
-            logger.warning("a commit failed, its events run again: %s", error)
-            await cancel(self.lanes())
-            # Whoever fenced us has the id until the next assignment is opened.
-            self._fencing.stale = self._fencing.stale or fenced
-            self._leave_scopes(revert=True)
-            self._committer.resume()
-        if self._assigned is not None and not self._closed:
-            self._epoch += 1  # no other opening of this assignment that waits may follow
+            if self._committer.broken is not None:
+                logger.warning("a commit failed, its events run again: %s", error)
+                await cancel(self.lanes())
+                # Whoever fenced us has the id until the next assignment is opened.
+                self._fencing.stale = self._fencing.stale or fenced
+                self._leave_scopes(revert=True)
+                self._committer.resume()
+        # Where the epoch is another one, whoever made it so opens what is assigned by then.
+        if epoch == self._epoch and self._assigned is not None and not self._closed:
             pause = self._committer.pause
-            self.nursery.start_soon(self._open_later, self._assigned, self._epoch, pause)
+            self.nursery.start_soon(self._open_later, self._assigned, epoch, pause)
 
     async def out_of_range(self, error: OffsetOutOfRange) -> None:
         """A position is not held any more: drain, commit, and open the assignment again.

@@ -16,6 +16,7 @@ from trickle.exceptions import CommitFailed
 from trickle.ticks import WAITING_MAX
 from trickle.transport.memory import CommitFault
 from trickle.types import Guarantee
+from trickle.utils.murmur2 import partition_of
 
 SLOW = 1000
 NAPS = {SLOW: 1.0}
@@ -282,6 +283,51 @@ async def test_an_assignment_is_opened_once_whoever_asks(mock_clock: MockClock) 
         assert scene.called == scene.sunk
         assert scene.called[-9:] == list(range(6, 15))
         assert len(set(scene.called)) == len(scene.called)
+
+
+async def test_a_failed_commit_waits_for_no_recovery(mock_clock: MockClock) -> None:
+    """One partition is at work while the other recovers, fetch by fetch."""
+    app = trickle.App("app", commit_interval=1)
+    source = app.topic("source", key=str, value=int, partitions=2)
+    sums = app.table("sums", key=str, value=int, default=int)
+    out = app.topic("out", value=int)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for key, value in stream.items():
+            sums[key] += value
+            if value > 1:
+                out.send_nowait(sums[key])
+
+    del work
+    keys: tuple[list[str], list[str]] = ([], [])
+    for number in range(24_000):
+        key = f"k{number}"
+        keys[partition_of(key.encode(), 2)].append(key)
+    async with trickle.testing.run(app, workers=2) as t:
+        conductor = t.runs()[0].conductor
+        assert conductor is not None
+        (mine,) = {lane.partition for lane in conductor.lanes()}
+        assert mine is not None
+        key, others = keys[mine][0], keys[1 - mine]
+        for one in [key, *others]:
+            await t.send(source, 1, key=one)
+        await t.settled()
+        t.broker.fetch_delay = 20
+        await t.rebalance(workers=1)
+        await t.advance(30)
+        assert {lane.partition for lane in conductor.lanes()} == {mine}  # the other one recovers
+        t.broker.fail_commits("aborted")
+        await t.send(source, 5, key=key)
+        await t.advance(60)
+        assert {lane.partition for lane in conductor.lanes()} == {mine}
+        assert [event.value for event in t.sent(out)] == [6]
+        t.broker.fetch_delay = 0.1
+        await t.advance(100)
+        await t.send(source, 5, key=others[0])
+        await t.advance(10)
+        assert [event.value for event in t.sent(out)] == [6, 6]
+        assert len(sums) == 1 + len(others)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
