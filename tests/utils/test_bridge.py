@@ -168,6 +168,28 @@ async def test_idle_runs_between_calls_and_serves_them_itself() -> None:
         assert bridge.stopped
 
 
+async def test_what_is_left_for_later_runs_once_calls_first_and_not_after_the_end() -> None:
+    ran: list[str] = []
+    done = trio.Event()
+
+    def late() -> None:
+        ran.append("late")
+        bridge.later(3600.0, lambda: ran.append("never"))
+        bridge.to_trio(done.set)
+
+    with trio.fail_after(LIMIT):
+        async with open_bridge("owner") as bridge:
+
+            def first() -> None:
+                bridge.later(3600.0, lambda: ran.append("replaced"))
+                bridge.later(0.0, late)
+                bridge.post(ran.append, "call")
+
+            bridge.post(first)
+            await done.wait()
+    assert ran == ["call", "late"]
+
+
 async def test_an_error_of_idle_ends_the_thread() -> None:
     def idle() -> None:
         raise LookupError("idle")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -52,6 +53,7 @@ class Bridge:
         self._token = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
         self._error: BaseException | None = None
+        self._later: tuple[float, Callable[[], object]] | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     # From Trio's thread
@@ -118,6 +120,27 @@ class Bridge:
         except queue.Empty:
             return
 
+    def later(self, seconds: float, fn: Callable[[], object]) -> None:
+        """Run ``fn()`` on a thread without ``idle`` in so many seconds, where no call waits then.
+
+        There is one at a time: a new one takes the place of the old. None runs after the end.
+        """
+        self._later = (time.monotonic() + seconds, fn)
+
+    def _next(self) -> None:
+        """Wait for a call, or for what has been left for later, and run it."""
+        if self._later is None:
+            self._run(self._calls.get())
+            return
+        due, fn = self._later
+        try:
+            request = self._calls.get(timeout=max(due - time.monotonic(), 0.0))
+        except queue.Empty:
+            self._later = None
+            fn()
+        else:
+            self._run(request)
+
     def _run(self, request: _Call | None) -> None:
         if request is None:
             self._stopped = True
@@ -140,7 +163,7 @@ class Bridge:
         try:
             while not self._stopped:
                 if self._idle is None:
-                    self._run(self._calls.get())
+                    self._next()
                 else:
                     self.run_pending()
                     if not self._stopped:

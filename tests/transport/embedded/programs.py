@@ -122,6 +122,14 @@ async def _consume(consumer: ConsumerClient) -> None:
         await consumer.fetch()
 
 
+async def idle(url: str) -> None:
+    """Open the log and do nothing until killed."""
+    async with open_transport(url) as transport:
+        await transport.admin.topics()
+        say("open")
+        await trio.sleep_forever()
+
+
 async def hold(url: str) -> None:
     """Take the turn to write and keep it."""
     gate = Gate(Path(url.removeprefix("lmdb://")))
@@ -217,6 +225,7 @@ PROGRAMS: dict[str, Callable[..., Awaitable[None]]] = {
     "fork": fork,
     "grow": grow,
     "hold": hold,
+    "idle": idle,
     "join": join,
     "produce": produce,
     "work": work,

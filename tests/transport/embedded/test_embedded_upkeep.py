@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.transport.embedded.support import read_all, write
+from tests.transport.embedded.support import Program, read_all, write
 from trickle.exceptions import OffsetOutOfRange
+from trickle.transport import open_transport
 from trickle.transport.contract import ConsumerOptions, TopicSpec
 from trickle.transport.embedded.transport import EmbeddedTransport
 from trickle.transport.embedded.upkeep import Limits
 from trickle.types import TopicPartition
+from trickle.utils.files import FileLock
 
 PLACE = TopicPartition("topic", 0)
 
@@ -56,6 +58,37 @@ async def test_retention_moves_the_low_watermark(log: EmbeddedTransport) -> None
         await consumer.assign({PLACE: 0})
         with pytest.raises(OffsetOutOfRange, match="position 0 is out of range, records from"):
             await consumer.fetch()
+
+
+async def test_a_process_that_only_reads_keeps_nobody_from_upkeep(url: str) -> None:
+    """One opens the log first and stays: what another one writes is subject to retention."""
+    async with Program.run("idle", url) as program:
+        await program.until("open")
+        async with open_transport(url) as log:
+            assert isinstance(log, EmbeddedTransport)
+            await log.admin.declare([TopicSpec(name="topic", retention_ms=1)])
+            hasten(log)
+            with trio.fail_after(20):
+                while await low(log) < 10:
+                    await write(log, "topic", (None, b"any commit"))
+
+
+async def test_a_compaction_ends_without_commits(log: EmbeddedTransport, directory: Path) -> None:
+    """The last commit begins one that takes many steps: it ends, and others have their turn."""
+    await log.admin.declare([TopicSpec(name="topic", compacting=True)])
+    for start in range(0, 1000, 100):
+        await write(log, "topic", *[(b"%d" % (n % 7), b"x") for n in range(start, start + 100)])
+    log.hub.upkeep.adopt(Limits(chunks=1, dirty_records=1000, pause=0, idle=0))
+    await write(log, "in", (None, b"the last commit"))
+    other = FileLock(directory / "upkeep.lock")
+    with trio.fail_after(20):
+        while True:
+            await log.hub.writer.call(lambda: None)
+            found = (await read_all(log, PLACE))[PLACE]
+            if len(found) < 100 and other.acquire():
+                break
+    other.release()
+    assert {record.key for record in found} == {b"%d" % n for n in range(7)}
 
 
 async def test_a_compacted_topic_stays_small(log: EmbeddedTransport, directory: Path) -> None:

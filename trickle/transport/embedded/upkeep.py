@@ -1,8 +1,10 @@
 """Retention, compaction and the remains of deleted topics: a little after each commit.
 
-One process does it, whoever holds ``upkeep.lock``. A step is one short transaction, and never waits
-for its turn to write; commits come first. It goes round all partitions, at most once a second
-unless there is work left.
+One process at a time does it, whoever holds ``upkeep.lock``. A step is one short transaction, and
+never waits for its turn to write; commits come first. Each process goes round all partitions, at
+most once a second unless there is work left, and gives the lock back after each step: who only
+reads must not keep those who write from it. A compaction keeps the lock until its end, and goes on
+without commits.
 
 *Retention* drops whole chunks from the front whose time of *writing* is older than the topic's
 ``retention_ms``, and moves the low watermark. (Not the records' own timestamps: a topic loaded with
@@ -80,18 +82,25 @@ class Upkeep:
         self._pass: _Pass | None = None
         self._budget = 0
 
-    def run(self, attempt: Callable[[Callable[[WriteTxn], bool], bool], bool]) -> None:
+    def run(self, attempt: Callable[[Callable[[WriteTxn], bool], bool], bool]) -> float | None:
         """Do a step if one is due.
 
         Args:
             attempt: runs a transaction if nobody else writes, else returns the default given.
+
+        Returns:
+            In how many seconds it must run again even without a commit; None: it need not.
         """
         now = time.monotonic()
-        if now < self._due:
-            return
-        self._due = now + self.limits.idle
-        if not self._lock.acquire():
-            return
+        if now >= self._due:
+            self._due = now + self.limits.idle
+            if self._lock.acquire():
+                self._work(attempt, now)
+        return None if self._pass is None else max(self._due - time.monotonic(), 0.0)
+
+    def _work(
+        self, attempt: Callable[[Callable[[WriteTxn], bool], bool], bool], now: float
+    ) -> None:
         current, todo = self._pass, self._todo
 
         def step(txn: WriteTxn) -> bool:
@@ -105,6 +114,9 @@ class Upkeep:
         except BaseException:
             self._pass, self._todo = None, []
             raise
+        finally:
+            if self._pass is None:
+                self._lock.release()
 
     def adopt(self, limits: Limits) -> None:
         """Work within other limits from the next commit on."""

@@ -66,7 +66,7 @@ class Writer:
         bridge: Bridge,
         environment: Environment,
         committed: Callable[[], None],
-        upkeep: Callable[[Callable[[Callable[[WriteTxn], bool], bool], bool]], None],
+        upkeep: Callable[[Callable[[Callable[[WriteTxn], bool], bool], bool]], float | None],
     ) -> None:
         self._bridge = bridge
         self._environment = environment
@@ -189,10 +189,13 @@ class Writer:
 
     def _keep_up(self) -> None:
         try:
-            self._upkeep(self._attempt)
+            pause = self._upkeep(self._attempt)
         except (OSError, TransportError) as error:
             # The log works without it for now; what is damaged shows to whoever reads it.
             logger.warning("upkeep of the embedded log failed and is tried again: %s", error)
+        else:
+            if pause is not None:  # no commit may ever come, and others wait for its end
+                self._bridge.later(pause, self._keep_up)
 
     def _wanted(self) -> bool:
         """Answer those whose time is over; tell whether anyone still waits."""
