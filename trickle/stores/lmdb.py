@@ -57,7 +57,7 @@ from trickle.stores.records import (
     unpack,
 )
 from trickle.utils.bridge import Bridge, open_bridge
-from trickle.utils.files import ForeignPathError, private_directory
+from trickle.utils.files import ForeignPathError, private_directory, with_headroom
 
 if TYPE_CHECKING:
     from lmdb import _Database  # pyright: ignore[reportPrivateUsage]
@@ -417,7 +417,7 @@ class LmdbStore(Service):
 
     def _open_files(self, home: Home, names: tuple[str, ...], *, examine_records: bool) -> _Handle:
         mark_open(home.path)
-        handle = _Handle(home.path, names, map_bytes=_map_bytes(home, self._map_bytes))
+        handle = _Handle(home.path, names, map_bytes=with_headroom(home.data_file, self._map_bytes))
         if examine_records:
             try:
                 handle.check_records()
@@ -425,12 +425,6 @@ class LmdbStore(Service):
                 handle.env.close()
                 raise
         return handle
-
-
-def _map_bytes(home: Home, least: int) -> int:
-    """Return a map size in which there is room beside what is in the file already."""
-    size = home.data_file.stat().st_size if home.data_file.exists() else 0
-    return max(least, (size + size // 4 + 0xFFFF) & ~0xFFFF)
 
 
 def _cannot_open(directory: Path, error: BaseException) -> str:
@@ -464,9 +458,8 @@ def read_only(
         try:
             verdict = examine(home.path) if ours else None
             if verdict is None or verdict.damage is None:
-                handle = _Handle(
-                    home.path, [table], map_bytes=_map_bytes(home, MAP_BYTES), read_only=True
-                )
+                room = with_headroom(home.data_file, MAP_BYTES)
+                handle = _Handle(home.path, [table], map_bytes=room, read_only=True)
                 if verdict is not None and verdict.records:
                     handle.check_records()
         except (lmdb.Error, DamagedError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["FileLock", "ForeignPathError", "private_directory"]
+__all__ = ["FileLock", "ForeignPathError", "private_directory", "with_headroom"]
 
 
 class ForeignPathError(OSError):
@@ -35,6 +35,15 @@ def private_directory(path: Path) -> Path:
         if not stat.S_ISDIR(mode):
             raise ForeignPathError(errno.ENOTDIR, "is not a directory", str(path)) from None
     return path
+
+
+def with_headroom(path: Path, least: int) -> int:
+    """Return a map size for an LMDB file in which there is room beside what is in it already."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return least
+    return max(least, (size + size // 4 + 0xFFFF) & ~0xFFFF)
 
 
 class FileLock:

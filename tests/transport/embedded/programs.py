@@ -25,8 +25,11 @@ from trickle.transport.contract import (
     ProducerOptions,
     TransportOptions,
 )
+from trickle.transport.embedded.environment import Environment, WriteTxn
+from trickle.transport.embedded.format import KEY
 from trickle.transport.embedded.gate import Gate
 from trickle.types import TopicPartition
+from trickle.utils.files import FileLock
 
 
 def say(*words: object) -> None:
@@ -130,6 +133,26 @@ async def idle(url: str) -> None:
         await trio.sleep_forever()
 
 
+async def outgrow(url: str) -> None:
+    """Take the turn to write; once somebody waits for it, write far beyond a small map."""
+    directory = Path(url.removeprefix("lmdb://"))
+    environment = Environment.open(directory, 5, 1 << 20)
+    gate, following = Gate(directory), FileLock(directory / "next.lock")
+    assert gate.enter(lambda: True)
+    say("inside")
+    while following.acquire():
+        following.release()
+
+    def change(txn: WriteTxn) -> None:
+        for n in range(8):
+            txn.put(txn.log, KEY.pack(999, 0, n), bytes(1 << 20))
+
+    environment.write(change)
+    gate.leave()
+    say("done")
+    await trio.sleep_forever()
+
+
 async def hold(url: str) -> None:
     """Take the turn to write and keep it."""
     gate = Gate(Path(url.removeprefix("lmdb://")))
@@ -227,6 +250,7 @@ PROGRAMS: dict[str, Callable[..., Awaitable[None]]] = {
     "hold": hold,
     "idle": idle,
     "join": join,
+    "outgrow": outgrow,
     "produce": produce,
     "work": work,
     "write_on": write_on,

@@ -73,6 +73,18 @@ async def test_a_map_that_another_process_has_grown_is_adopted(url: str) -> None
         assert len((await read_all(transport, PLACE))[PLACE]) == 6000
 
 
+async def test_a_map_that_grows_while_the_log_is_opened_is_adopted(url: str) -> None:
+    """This process has mapped the file and waits for its turn; the other one makes it larger."""
+    options = TransportOptions(client={"map_size": 1 << 20})
+    async with Program.run("outgrow", url) as program:
+        await program.until("inside")
+        async with open_transport(url, options) as transport:
+            await program.until("done")
+            await transport.admin.declare([TopicSpec(name="in")])
+            await write(transport, "in", (None, b"value"))
+            assert len((await read_all(transport, PLACE))[PLACE]) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on address space are Linux's")
 async def test_a_map_that_cannot_grow_is_an_error_and_no_crash(
     log: EmbeddedTransport, url: str
