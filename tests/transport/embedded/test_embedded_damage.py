@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
+import threading
 from pathlib import Path
 
 import lmdb
@@ -16,7 +18,7 @@ from tests.transport.embedded.support import read_all, write
 from trickle.exceptions import CommitFailed, ConfigurationError, TransportError
 from trickle.transport import open_transport
 from trickle.transport.contract import TopicSpec
-from trickle.transport.embedded.environment import WriteTxn
+from trickle.transport.embedded.environment import Environment, WriteTxn
 from trickle.transport.embedded.format import PARTITION
 from trickle.transport.embedded.transport import EmbeddedTransport
 from trickle.types import TopicPartition
@@ -206,6 +208,38 @@ async def test_a_directory_that_is_deleted_is_noticed(
                 shutil.rmtree(directory)
         with pytest.raises(TransportError, match=wrong):
             await log.admin.delete(["in"])
+
+
+def test_a_file_that_grows_while_two_threads_look_is_not_taken_for_cut(directory: Path) -> None:
+    """One looks before the file grows, and compares with what the other one saw after it."""
+    environment = Environment.open(directory, 5)
+    data = directory / "data.mdb"
+    size = data.stat().st_size
+    errors: list[TransportError] = []
+    grown = threading.Event()
+
+    def look() -> None:
+        try:
+            while not grown.is_set():
+                environment.check_directory()
+        except TransportError as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for n in range(5000):
+            os.truncate(data, size + n * PAGE)
+    finally:
+        grown.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    environment.close()
+    assert errors == []
 
 
 async def test_another_programs_database_is_refused(url: str, directory: Path) -> None:

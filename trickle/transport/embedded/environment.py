@@ -199,20 +199,22 @@ class Environment:
         Raises:
             TransportError: the directory was deleted or replaced meanwhile, or the file was cut.
         """
+        # Known before looked at: meanwhile the file grows, and the other thread looks as well.
+        before = self._file
         try:
             now = os.stat(self.directory / "data.mdb")
         except OSError:
             now = None
-        if now is None or (now.st_dev, now.st_ino) != (self._file.st_dev, self._file.st_ino):
+        if now is None or (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
             raise TransportError(
                 f"the embedded log in {self.directory} was deleted or replaced while it was open: "
                 "what is written from now on would be lost. Stop what uses it, put the directory "
                 "back (or let it be gone) and start again"
             )
-        if now.st_size < self._file.st_size:
+        if now.st_size < before.st_size:
             raise explain(
                 self.directory,
-                f"data.mdb was cut from {self._file.st_size} to {now.st_size} bytes while open",
+                f"data.mdb was cut from {before.st_size} to {now.st_size} bytes while open",
             )
         self._file = now
 
