@@ -296,6 +296,53 @@ async def test_a_commit_of_another_process_wakes_without_the_poll(tmp_path: Path
     assert not list((tmp_path / "wake").iterdir())
 
 
+@pytest.mark.parametrize("note", ["nul", "no text", "cut", "relative", "long", "pipe", "link"])
+async def test_a_note_that_is_none_neither_stops_a_commit_nor_costs_a_file(
+    log: EmbeddedTransport, directory: Path, tmp_path: Path, note: str
+) -> None:
+    """Something else lies beside the notes of the sockets: commits go on, and nothing is deleted.
+
+    What it names is a file of somebody's, and no socket.
+    """
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    path = directory / "wake" / ("other" if note == "cut" else "precious")
+    match note:
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(precious)
+        case _:
+            texts = {
+                "nul": b"\0" * 40,
+                "no text": b"\xff\xfe/precious",
+                "cut": os.fsencode(precious),
+                "relative": b"precious",
+                "long": b"/" + b"x/" * 5000 + b"precious",
+            }
+            path.write_bytes(texts[note])
+    with trio.fail_after(10):
+        for value in (b"one", b"two"):
+            await write(log, "in", (None, value))
+        assert len((await read_all(log, IN[0]))[IN[0]]) == 2
+        await log.hub.writer.call(lambda: None)  # the thread is there
+    assert precious.read_text() == "precious"
+    assert path.is_fifo() or path.exists()
+
+
+async def test_a_note_that_names_a_file_costs_no_file(
+    log: EmbeddedTransport, directory: Path, tmp_path: Path
+) -> None:
+    """It has the file's name, as a note has its socket's: only the note goes."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    note = directory / "wake" / "precious"
+    note.write_bytes(os.fsencode(precious))
+    await write(log, "in", (None, b"value"))
+    await log.hub.writer.call(lambda: None)
+    assert precious.read_text() == "precious"
+
+
 async def test_without_a_socket_the_poll_finds_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,8 @@ Each process binds a datagram socket in a short directory of the user's own (the
 ends at about 108 bytes, and a log's directory may be deep), and leaves a note with the socket's
 path in the log's ``wake`` directory. Who has committed reads the notes and sends an empty datagram
 to each. Nothing depends on it: where no socket can be had or a datagram is lost, a bounded poll
-finds the records :data:`POLL` seconds later.
+finds the records :data:`POLL` seconds later. So a note that is not what :class:`Wake` writes is
+left alone, and no trouble with one reaches whoever has committed.
 
 Inside, there is no task that listens. Of those who wait one is the *leader*, and waits for the
 socket; the others wait for an event. Whoever leaves, for whatever reason, wakes the others, and
@@ -18,6 +19,7 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -47,6 +49,7 @@ class Wake:
         self._note: Path | None = None
         self._socket: socket.socket | None = None
         self._path: str | None = None
+        self._runtime: Path | None = None
         self._others: tuple[str, ...] = ()
         self._listed = -1
         self._changed = trio.Event()
@@ -57,7 +60,7 @@ class Wake:
         """Bind the socket and leave the note; without one, the poll serves."""
         try:
             private_directory(self._notes)
-            runtime = _runtime_directory()
+            self._runtime = runtime = _runtime_directory()
             name = f"{os.getpid()}-{secrets.token_hex(4)}"
             path = str(runtime / name)
             if len(os.fsencode(path)) > _PATH_BYTES_MAX:
@@ -67,7 +70,7 @@ class Wake:
             bound.bind(path)
             self._socket, self._path = bound, path
             self._note = self._notes / name
-            self._note.write_text(path)
+            self._note.write_bytes(os.fsencode(path))
         except OSError as error:
             logger.warning(
                 "other processes cannot wake this one (%s): it looks for records every %g s; "
@@ -86,12 +89,19 @@ class Wake:
             self._socket = None
 
     def notify(self) -> None:
-        """Wake the other processes; from any thread, without a wait."""
-        if self._socket is None:
+        """Wake the other processes; from any thread, without a wait and without an error."""
+        try:
+            self._send()
+        except Exception as error:  # noqa: BLE001 - what is committed is committed
+            logger.warning("other processes were not woken, and find records later: %s", error)
+
+    def _send(self) -> None:
+        bound = self._socket
+        if bound is None:
             return
         for path in self._listed_sockets():
             try:
-                self._socket.sendto(b"", path)
+                bound.sendto(b"", path)
             except (ConnectionRefusedError, FileNotFoundError):
                 self._forget(path)
             except OSError:
@@ -105,10 +115,9 @@ class Wake:
             young = time.time() - stamp / 1e9 < _RACY_S
             paths: list[str] = []
             for name in os.listdir(self._notes):
-                with contextlib.suppress(OSError):
-                    path = (self._notes / name).read_text()
-                    if path and path != self._path:
-                        paths.append(path)
+                path = _noted(self._notes / name)
+                if path is not None and path != self._path:
+                    paths.append(path)
         except OSError:
             return ()
         self._others = tuple(paths)
@@ -116,10 +125,13 @@ class Wake:
         return self._others
 
     def _forget(self, path: str) -> None:
-        """Remove what a process left that died."""
-        for leftover in (path, self._notes / os.path.basename(path)):
-            with contextlib.suppress(OSError):
-                os.unlink(leftover)
+        """Remove what a process left that died: its note, and its socket where they all are."""
+        socket_path = Path(path)
+        with contextlib.suppress(OSError):
+            os.unlink(self._notes / socket_path.name)  # a note has its socket's name: see _noted
+        with contextlib.suppress(OSError):
+            if socket_path.parent == self._runtime and stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
 
     def bump(self) -> None:
         """Wake who waits in this process; in Trio's thread."""
@@ -159,6 +171,26 @@ class Wake:
         with contextlib.suppress(OSError):
             while self._socket is not None:
                 self._socket.recv(1)
+
+
+def _noted(note: Path) -> str | None:
+    """Return the path that a note holds; None where it is none of ours, or not whole.
+
+    A pipe, a device or a large file must not be waited for.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        file = os.open(note, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            path = os.fsdecode(os.read(file, _PATH_BYTES_MAX + 1))
+        finally:
+            os.close(file)
+    except OSError:
+        return None
+    whole = len(os.fsencode(path)) <= _PATH_BYTES_MAX and "\0" not in path
+    return path if whole and os.path.isabs(path) and os.path.basename(path) == note.name else None
 
 
 def _runtime_directory() -> Path:

@@ -225,6 +225,8 @@ class Writer:
         finally:
             self._gate.leave()
         self._answer(results)
+        if any(isinstance(result, outcome.Value) for _, result in results):
+            self._committed()  # after the answers: whoever else is told decides nothing about them
         return True
 
     def _take(self) -> list[_Request]:
@@ -276,7 +278,6 @@ class Writer:
                     (request, outcome.Value(result))
                     for request, result in zip(remaining, results, strict=True)
                 )
-                self._committed()
                 return answers
         return answers
 
