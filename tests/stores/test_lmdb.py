@@ -125,6 +125,25 @@ async def test_the_map_grows_by_itself(tmp_path: Path) -> None:
         await environment.close()
 
 
+@pytest.mark.parametrize("map_bytes", [1 << 20, 64 << 20])
+async def test_a_reader_that_was_killed_does_not_make_the_file_grow(
+    tmp_path: Path, map_bytes: int
+) -> None:
+    """Fault 43: its place is freed as soon as the file grows, or where the map is full."""
+    die = "[table._begin(table.db), sys.modules['os'].kill(sys.modules['os'].getpid(), 9)]"
+    async with running(LmdbStore(tmp_path / "t", map_bytes=map_bytes)) as store:
+        environment = await store.open(1, 0, ["t"])
+        for _ in range(3):
+            await environment.write([records(0, 500)])
+        async with beside(tmp_path / "t", "'open'", die) as reader:
+            await reader.hear(b"open\n")
+            await reader.go_on()
+        for _ in range(100):
+            await environment.write([records(0, 500)])
+        assert (tmp_path / "t" / "1" / "0" / "data.mdb").stat().st_size <= 1 << 20
+        await environment.close()
+
+
 async def test_a_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
     """Fault 41: a limit on file sizes stands for the disk's end."""
     async with running(LmdbStore(tmp_path / "t")) as store:

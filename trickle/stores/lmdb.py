@@ -131,6 +131,7 @@ class _Handle:
         )  # fmt: skip
         self.begin = self._begin_following if read_only else self.env.begin
         self.tables: dict[str, _Table] = {}
+        self._last_page = 0
         try:
             info, page_bytes = self.env.info(), self.env.stat()["psize"]
             if (info["last_pgno"] + 1) * page_bytes > (path / DATA_FILE).stat().st_size:
@@ -189,8 +190,20 @@ class _Handle:
                             f"a record of table {table.name!r} is not what was written"
                         )
 
+    def free_readers(self) -> bool:
+        """Free the places of readers that were killed, and with them the pages that they keep.
+
+        Returns:
+            Whether there were any.
+        """
+        return self.env.reader_check() > 0
+
     def write(self, writes: Sequence[TableWrite]) -> None:
         """Write in one transaction."""
+        last_page = self.env.info()["last_pgno"]
+        if last_page > self._last_page:  # it grows: perhaps because of a reader that died
+            self._last_page = last_page
+            self.free_readers()
         with self.begin(write=True) as txn:
             for write in writes:
                 db = self.tables[write.table].db
@@ -273,6 +286,8 @@ class _Environment:
 
     def _grow(self) -> None:
         handle = self._here()
+        if handle.free_readers():
+            return  # there is room now in what they kept
         size = handle.env.info()["map_size"] * 2
         try:
             handle.env.set_mapsize(size)
