@@ -57,7 +57,7 @@ from trickle.stores.records import (
     unpack,
 )
 from trickle.utils.bridge import Bridge, open_bridge
-from trickle.utils.files import ForeignPathError, private_directory, with_headroom
+from trickle.utils.files import ForeignPathError, private_directory, reserve_readers, with_headroom
 
 if TYPE_CHECKING:
     from lmdb import _Database  # pyright: ignore[reportPrivateUsage]
@@ -68,6 +68,7 @@ logger = logging.getLogger("trickle.stores")
 
 MAP_BYTES = 64 << 20
 _TABLES_MAX = 512
+_READERS_MAX = 126
 _META = b"meta"
 _WRITE_TIMEOUT = 60.0  # a disk that does not answer for so long is not coming back
 
@@ -125,8 +126,11 @@ class _Handle:
     ) -> None:
         self.path = path
         old = is_old(path / DATA_FILE)
+        if not read_only:
+            reserve_readers(path / "lock.mdb", _READERS_MAX)
         self.env = lmdb.open(
             str(path), map_size=map_bytes, max_dbs=_TABLES_MAX, max_spare_txns=2, mode=0o600,
+            max_readers=_READERS_MAX,
             sync=False, metasync=False, readonly=read_only, create=not read_only, writemap=False,
         )  # fmt: skip
         self.begin = self._begin_following if read_only else self.env.begin

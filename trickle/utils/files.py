@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["FileLock", "ForeignPathError", "private_directory", "with_headroom"]
+__all__ = ["FileLock", "ForeignPathError", "private_directory", "reserve_readers", "with_headroom"]
 
 
 class ForeignPathError(OSError):
@@ -35,6 +35,24 @@ def private_directory(path: Path) -> Path:
         if not stat.S_ISDIR(mode):
             raise ForeignPathError(errno.ENOTDIR, "is not a directory", str(path)) from None
     return path
+
+
+def reserve_readers(path: Path, readers_max: int) -> None:
+    """Give LMDB's table of readers, the file beside the data, its blocks on disk.
+
+    It is mapped and written through the map: on a disk that is full it would be a SIGBUS.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    file = os.open(path, flags, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            # mdb.c: a cache line each, and one or two for the head of the table.
+            os.posix_fallocate(file, 0, 64 * (readers_max + 2))
+    finally:
+        os.close(file)
 
 
 def with_headroom(path: Path, least: int) -> int:

@@ -23,7 +23,7 @@ from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportE
 from trickle.transport.embedded.damage import check_file, explain, stored_map_size
 from trickle.transport.embedded.format import Marker
 from trickle.transport.embedded.gate import Gate
-from trickle.utils.files import ForeignPathError, private_directory, with_headroom
+from trickle.utils.files import ForeignPathError, private_directory, reserve_readers, with_headroom
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -45,9 +45,6 @@ __all__ = [
 ]
 
 READERS_MAX = 1024
-
-_READERS_BYTES = 64 * (READERS_MAX + 2)
-"""mdb.c: a cache line each, and one or two for the head of the table."""
 
 MARKER = b"f"
 """The key of the format's marker, in ``meta``."""
@@ -163,7 +160,7 @@ def open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
                 f"broker='lmdb://{directory}' cannot be used: {name} in it is no plain file"
             )
     try:
-        _reserve_readers(directory)
+        reserve_readers(directory / "lock.mdb", READERS_MAX)
         env = lmdb.open(
             str(directory),
             map_size=map_bytes,
@@ -189,20 +186,6 @@ def open_lmdb(directory: Path, map_bytes: int) -> lmdb.Environment:
             ) from error
         raise explain(directory, str(error)) from error
     return env
-
-
-def _reserve_readers(directory: Path) -> None:
-    """Give LMDB's table of readers its blocks on disk.
-
-    It is mapped and written through the map: on a disk that is full it would be a SIGBUS.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    file = os.open(directory / "lock.mdb", flags, 0o600)
-    try:
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file, 0, _READERS_BYTES)
-    finally:
-        os.close(file)
 
 
 def is_made(env: lmdb.Environment, directory: Path) -> bool:
