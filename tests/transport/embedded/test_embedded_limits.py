@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from trickle.exceptions import (
 )
 from trickle.transport import open_transport
 from trickle.transport.contract import ProducerOptions, TopicSpec, TransportOptions
+from trickle.transport.embedded.environment import Environment, WriteTxn
 from trickle.transport.embedded.gate import Gate
 from trickle.transport.embedded.transport import EmbeddedTransport
 from trickle.types import TopicPartition
@@ -83,6 +86,51 @@ async def test_a_map_that_grows_while_the_log_is_opened_is_adopted(url: str) -> 
             await transport.admin.declare([TopicSpec(name="in")])
             await write(transport, "in", (None, b"value"))
             assert len((await read_all(transport, PLACE))[PLACE]) == 1
+
+
+def test_a_read_waits_a_moment_for_a_write_before_it_adopts_a_larger_map(directory: Path) -> None:
+    """LMDB refuses to change a map while this process writes.
+
+    Another process writes beside its lock, as nothing of trickle's does, so that the moment lasts.
+    """
+    environment = Environment.open(directory, 5, 1 << 20)
+    inside, end = threading.Event(), threading.Event()
+
+    def change(_: WriteTxn) -> None:
+        inside.set()
+        end.wait(20)
+        raise LookupError("nothing is written")
+
+    def write() -> None:
+        with pytest.raises(LookupError):
+            environment.write(change)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert inside.wait(20)
+    program = (
+        "import lmdb, sys\n"
+        "with lmdb.open(sys.argv[1], map_size=64 << 20, lock=False) as env:\n"
+        "    for n in range(2):\n"
+        "        with env.begin(write=True) as txn:\n"
+        "            txn.put(b'%d' % n, bytes(8 << 20))\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(directory)], check=True, timeout=60)
+    try:
+        with (
+            pytest.raises(BrokerUnavailable, match=r"this one could not follow for 0\.5 s"),
+            environment.read(),
+        ):
+            pass
+        timer = threading.Timer(0.1, end.set)
+        timer.start()
+        with environment.read() as txn:
+            assert txn.get(txn.meta, b"nothing") is None
+        timer.join()
+    finally:
+        end.set()
+        thread.join()
+        environment.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on address space are Linux's")

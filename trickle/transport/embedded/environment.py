@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 import lmdb
 import msgspec
 
-from trickle.exceptions import ConfigurationError, TransportError
+from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportError
 from trickle.transport.embedded.damage import explain
 from trickle.transport.embedded.format import FORMAT_VERSION, DamagedChunk, Marker
 from trickle.transport.embedded.opening import (
@@ -55,6 +56,10 @@ ENGINE_ERRORS = (lmdb.Error, DamagedChunk)
 
 MAP_BYTES = 256 << 20
 """Address space at first; it is doubled when the data needs more."""
+
+
+FOLLOW_S = 0.5
+"""Seconds to try to map what another process has made larger; Trio's thread waits meanwhile."""
 
 
 class ReadTxn:
@@ -281,8 +286,24 @@ class Environment:
             self._env.set_mapsize(size)
 
     def _follow(self) -> None:
-        """Map what another process has made larger; nobody may be reading."""
-        adopt_map(self._env, self.directory)
+        """Map what another process has made larger; nobody may be reading.
+
+        The other thread may be about to write: it meets the same, and gives way in a moment.
+
+        Raises:
+            BrokerUnavailable: it did not.
+        """
+        deadline = time.monotonic() + FOLLOW_S
+        while True:
+            try:
+                return adopt_map(self._env, self.directory)
+            except lmdb.Error as error:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(
+                        f"the embedded log in {self.directory} was made larger by another process, "
+                        f"and this one could not follow for {FOLLOW_S:g} s ({error})"
+                    ) from error
+            time.sleep(0.001)
 
     def reader_check(self) -> None:
         """Free the places of readers that died."""
