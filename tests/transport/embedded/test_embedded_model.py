@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -217,6 +219,56 @@ def test_a_pass_leaves_one_record_a_key(tmp_path: Path) -> None:
     assert head is not None
     assert (head.high, head.clean, head.clean_records) == (10_000, 10_000, 100)
     assert sum(len(chunk.columns.values) for chunk in chunks) == 100
+    upkeep.close()
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "low"),
+    [
+        ("FOOY", 3),
+        ("FY", 0),  # it may be as young as what follows
+        ("FO", 2),
+        ("F", 0),
+        ("OF", 1),
+        ("OFFFOOFOYF", 8),
+        ("F" * 300 + "O" * 300 + "YY", 600),
+        ("F" * 300 + "O", 301),
+        ("F" * 5 + "Y", 0),
+    ],
+)
+def test_a_clock_that_jumped_does_not_stop_retention(
+    tmp_path: Path, written: str, low: int
+) -> None:
+    """Chunks that were written in the future (F) are as old as those that follow: old or young."""
+    environment = Environment.open(tmp_path / "log", 5)
+    upkeep = Upkeep(environment, Limits(pause=0, idle=0))
+    now = int(time.time() * 1000)
+    stamps = {"F": now + 10 * 365 * 86_400_000, "O": LONG_AGO, "Y": now}
+
+    def create(txn: WriteTxn) -> int:
+        for name in ("before", "plain", "behind"):  # retention stays within the partition
+            log.create(txn, TopicSpec(name=name, retention_ms=600_000))
+            topic = log.topic(txn, name)
+            assert topic is not None
+            for kind in written if name == "plain" else "Y":
+                chunk = pack(Columns([b"value"], [b"key"], [0]), 1, stamps[kind])
+                log.append(txn, topic.number, 0, [(chunk, 1)])
+        plain = log.topic(txn, "plain")
+        assert plain is not None
+        return plain.number
+
+    number = environment.write(create)
+
+    def attempt(change: Callable[[WriteTxn], bool], default: bool) -> bool:
+        return environment.write(change)
+
+    for _ in range(30):
+        upkeep.run(attempt)
+    with environment.read() as txn:
+        head = log.head(txn, number, 0)
+    assert head is not None
+    assert (head.low, head.high) == (low, len(written))
     upkeep.close()
     environment.close()
 

@@ -8,7 +8,8 @@ without commits.
 
 *Retention* drops whole chunks from the front whose time of *writing* is older than the topic's
 ``retention_ms``, and moves the low watermark. (Not the records' own timestamps: a topic loaded with
-last year's events would be gone at once.)
+last year's events would be gone at once.) A chunk from the future, of a clock that jumped, is as
+old as what was written after it.
 
 *Compaction* is Kafka's algorithm in small steps. The log of a partition has a clean part, where
 each key is there once, and a dirty one behind. When the dirty part has grown to the size of the
@@ -26,7 +27,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -47,9 +48,15 @@ from trickle.transport.embedded.format import (
 from trickle.types import Headers
 from trickle.utils.files import FileLock
 
+if TYPE_CHECKING:
+    from lmdb import Cursor
+
 __all__ = ["Limits", "Upkeep"]
 
 T = TypeVar("T")
+
+_AHEAD_MS = 3_600_000
+"""A time of writing further ahead than this is a clock's that was wrong, or is."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,9 +177,10 @@ class Upkeep:
 
     def _retain(self, txn: WriteTxn, topic: Topic, partition: int, head: Head) -> Head:
         """Delete chunks that are below the low watermark or too old; return the new head."""
-        before = int(time.time() * 1000) - topic.retention_ms
+        now = int(time.time() * 1000)
+        before = now - topic.retention_ms
         by_age = topic.deleting and topic.retention_ms >= 0
-        low = head.low
+        low, past = head.low, 0
         start = KEY.pack(topic.number, partition, 0)
         cursor = txn.cursor(txn.log)
         while self._budget > 0 and cursor.set_range(start):
@@ -181,10 +189,13 @@ class Upkeep:
             if (number, of) != (topic.number, partition):
                 break
             _, extent, written_ms = unpack_header(cursor.value())
-            if first + extent > low and not (by_age and written_ms < before):
+            end = first + extent
+            if by_age and written_ms > now + _AHEAD_MS and end > past:
+                past = _past(cursor, (number, of, end), now, before)
+            if end > low and not (by_age and (written_ms < before or end <= past)):
                 break
             txn.delete(txn.log, key)
-            low = max(low, first + extent)
+            low = max(low, end)
             self._budget -= 1
         if low != head.low:
             head = head._replace(low=low, clean=max(low, head.clean))
@@ -257,6 +268,31 @@ class Upkeep:
         write()
         if len(chunks) < self.limits.chunks:
             job.position = job.end
+
+
+def _past(cursor: Cursor[memoryview], behind: tuple[int, int, int], now: int, before: int) -> int:
+    """Return up to where a partition is old, if its next chunks are from the future; 0: nowhere.
+
+    Chunks stand in the order of writing: what is in front of an old one is old. To find one behind
+    many from the future, each look is twice as far as the last, and the partition's end comes last.
+    So something may be kept a little longer, and nothing goes too early.
+    """
+    number, partition, position = behind
+    hop = 0
+    while True:
+        there = cursor.set_range(KEY.pack(number, partition, position))
+        if not there or KEY.unpack(cursor.key())[:2] != (number, partition):
+            break
+        first = KEY.unpack(cursor.key())[2]
+        _, extent, written_ms = unpack_header(cursor.value())
+        if written_ms <= now + _AHEAD_MS:
+            return first if written_ms < before else 0
+        position = first + extent + hop
+        hop = hop * 2 + 1
+    last = cursor.prev() if there else cursor.last()
+    at = KEY.unpack(cursor.key()) if last else (0, 0, 0)
+    old = at[:2] == (number, partition) and unpack_header(cursor.value())[2] < before
+    return at[2] if old else 0
 
 
 class _Pass:
