@@ -432,8 +432,9 @@ class Conductor(Service):
                 f"{error}: another program commits with this worker's transactional id; give each "
                 "its own data_dir, or its own app id"
             ) from error
-        if self._committer.broken is None:
-            return  # a rebalance came first, and has cleared away
+        cleared_away = self._committer.broken is None
+        if cleared_away:  # a rebalance came first
+            return
         self._epoch += 1  # no other opening of this assignment that waits may follow
         epoch = self._epoch
         self._opening.cancel()  # what recovers goes on from there: the others need not wait for it
