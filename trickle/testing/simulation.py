@@ -23,6 +23,7 @@ from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.streams import Event
 from trickle.tables import Shard, Table
 from trickle.testing.scheduling import SeededPace, seeded_order
+from trickle.testing.standstill import Standstill
 from trickle.topics import Topic
 from trickle.transport.contract import ProducerClient, ProducerOptions
 from trickle.transport.memory import MemoryBroker, MemoryTransport
@@ -70,6 +71,7 @@ class Simulation:
         self.random = random.Random(seed)  # noqa: S311 - to be repeatable
         self.broker = MemoryBroker(seed=seed, now_ms=lambda: round(self._now() * 1000))
         self._nursery = nursery
+        self._standstill = Standstill(nursery)
         self._settings = settings
         self.workers: list[SimulatedWorker] = []
         self.producer: ProducerClient | None = None
@@ -173,6 +175,8 @@ class Simulation:
     async def settled(self) -> None:
         """Wait until all that was sent has been handled and committed; no time passes.
 
+        Threads and sockets that agents wait for are given real time, a few seconds at most.
+
         Raises:
             UsageError: only time, or somebody else, could go on: names the lane.
         """
@@ -184,15 +188,23 @@ class Simulation:
                 return
             state = self._state()
             if state == before:
-                raise UsageError(
-                    f"not settled, and nothing goes on by itself: {'; '.join(waiting)}. "
-                    "Move the time by advance(), or end what the agent waits for"
-                )
+                waited = await self._standstill.outside(lambda: self._state() == state)  # noqa: B023
+                if waited is not None:
+                    raise self._not_settled(waiting, waited)
             before = state
             for live in self.runs():
                 if live.committer is not None:
                     live.committer.hurry()
         raise UsageError("not settled after very many rounds: does an agent feed itself?")
+
+    def _not_settled(self, waiting: Sequence[str], waited: float) -> UsageError:
+        """Return the error of what has not settled, after so many seconds of real time."""
+        patience = self._standstill.patience
+        outside = f", with {patience:g} s of real time for threads and sockets"
+        return UsageError(
+            f"not settled, and nothing goes on by itself{outside if waited >= patience else ''}: "
+            f"{'; '.join(waiting)}. Move the time by advance(), or end what the agent waits for"
+        )
 
     def _waiting(self) -> list[str]:
         """Say what has not been handled and committed."""
@@ -237,6 +249,8 @@ class Simulation:
     async def advance(self, seconds: float | timedelta) -> None:
         """Move the clock, from deadline to deadline, so that all that falls due happens in order.
 
+        It stands while a thread works that a worker waits for, a few real seconds at most.
+
         Args:
             seconds: by how much.
         """
@@ -244,7 +258,7 @@ class Simulation:
         if span < 0:
             raise UsageError(f"advance({seconds}): time does not go back")
         end = trio.current_time() + span
-        await wait_all_tasks_blocked()
+        await self._standstill.reached()
         while trio.current_time() < end:
             await self._jump(end - trio.current_time())
 
@@ -254,12 +268,12 @@ class Simulation:
         now = trio.current_time()
         # A deadline that is nearer than the clock's resolution: one tick further reaches it.
         self._clock.jump(min(most, due if now + due > now else 2 * math.ulp(now)))
-        await wait_all_tasks_blocked()
+        await self._standstill.reached()
 
     async def _until(self, event: trio.Event) -> None:
         """Wait for an event, moving the clock only where nothing else goes on."""
         while not event.is_set():
-            await wait_all_tasks_blocked()
+            await self._standstill.reached()
             if not event.is_set():
                 if trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf:
                     raise UsageError(
@@ -298,7 +312,7 @@ class Simulation:
             await self._start(worker)
         while workers is not None and workers < len(self.workers):
             await self.stop_worker(self.workers.pop())
-        await wait_all_tasks_blocked()
+        await self._standstill.reached()
 
     # What agents' tables and topics find outside of events
 
