@@ -17,7 +17,14 @@ from trickle.utils.suggest import did_you_mean
 if TYPE_CHECKING:
     from trickle.app import App
 
-__all__ = ["check_partition", "find_topic", "open_broker", "require_topic", "wires"]
+__all__ = [
+    "check_partition",
+    "check_sendable",
+    "find_topic",
+    "open_broker",
+    "require_topic",
+    "wires",
+]
 
 
 def open_broker(settings: Settings) -> AbstractAsyncContextManager[Transport]:
@@ -30,7 +37,8 @@ def find_topic(app: App, name: str, *, agents: bool = False) -> Topic[Any, Any] 
     """Return the app's topic of a name, None where the app defines none.
 
     Args:
-        agents: the name may be an agent's: then its (first) source topic is meant.
+        agents: the name may be an agent's: then the (first) topic is meant in which what it reads
+            begins, so that all is regrouped that is to be.
 
     Raises:
         ConfigurationError: the name cannot be a topic's.
@@ -38,8 +46,27 @@ def find_topic(app: App, name: str, *, agents: bool = False) -> Topic[Any, Any] 
     check_name(name, what="TOPIC")
     topic = app.topics.get(name)
     if topic is None and agents and name in app.agents:
-        return app.agents[name].topics[0]
+        source = app.agents[name].source
+        topic = source.topics[0]
+        for repartition in reversed(source.repartitions):
+            if repartition.target is topic:
+                topic = repartition.source.topics[0]
     return topic
+
+
+def check_sendable(app: App, name: str) -> None:
+    """See that a topic is not one that only the app itself may write.
+
+    Raises:
+        UsageError: it is a changelog of the app's.
+    """
+    for table in app.tables.values():
+        if name == table.changelog:
+            raise UsageError(
+                f"TOPIC {name!r} is the changelog of table {table.name!r}: only the table itself "
+                "writes it, and any other record would break each recovery; send an event to an "
+                "agent that writes the table"
+            )
 
 
 def wires(topic: Topic[Any, Any] | None) -> tuple[Wire, Wire]:

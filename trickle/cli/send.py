@@ -13,7 +13,14 @@ import trio
 import typer
 
 from trickle.app import App
-from trickle.cli.broker import check_partition, find_topic, open_broker, require_topic, wires
+from trickle.cli.broker import (
+    check_partition,
+    check_sendable,
+    find_topic,
+    open_broker,
+    require_topic,
+    wires,
+)
 from trickle.cli.output import Output
 from trickle.cli.state import DebugOption, JsonOption, get_state, run
 from trickle.exceptions import TopicError, UsageError
@@ -70,6 +77,7 @@ def send(
     """
     del debug
     app = get_state(context).app()
+    check_sendable(app, topic)
     known = find_topic(app, topic, agents=True)
     keys, values = wires(known)
     if known is not None and known.partitions is not None:
