@@ -133,9 +133,18 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
     def after_commit(self, function: Callable[[], Awaitable[object] | object]) -> None:
         """Call a function, sync or async, once the commit that this event is part of has succeeded.
 
-        It is called at least once: after a crash between the commit and the call, never; use
-        ``event.id`` to make what it does idempotent. An error that it raises stops the Run.
+        It is called once in a life of the process, and perhaps not at all if that dies between the
+        commit and the call; ``event.id`` lets the other side see what it knows already. An error
+        that it raises stops the Run.
+
+        Raises:
+            UsageError: it is no function.
         """
+        if not callable(function):
+            raise UsageError(
+                f"event.after_commit({function!r}): that is no function: give one without "
+                "arguments, as in event.after_commit(partial(notify, value))"
+            )
         self._in_hand("given an after_commit")
         self._lane.after.append(function)
         self._lane.touched = True
