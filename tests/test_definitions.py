@@ -52,6 +52,17 @@ WHAT_AGENTS_READ = (
 )
 
 
+ROUND = "round and round without end; give through(…) a topic that feeds none of its own sources"
+LETTERS = (
+    "which it reads itself: a record that fails would come back without end; give "
+    "DeadLetter(topic=) another topic, or leave it out"
+)
+
+
+def other() -> Any:
+    return app.topic("other", key=str, value=int)
+
+
 def case(define: Callable[[], object], message: str) -> tuple[Callable[[], object], str]:
     return define, message
 
@@ -152,6 +163,41 @@ CASES = {
         lambda: topic.through("x"),
         "through('x'): that is no topic: give one of app.topic(…)",
     ),
+    "through a topic onto itself": case(
+        lambda: app.agent(topic.through(topic))(good),
+        f"through: events would go from topic 'topic' to 'topic', {ROUND}",
+    ),
+    "a filter alone on the way round": case(
+        lambda: app.agent(topic.filter(bool).through(topic))(good),
+        f"through: events would go from topic 'topic' to 'topic', {ROUND}",
+    ),
+    "through another topic and back": case(
+        lambda: app.agent(topic.through(other()).through(topic))(good),
+        f"through: events would go from topic 'other' to 'topic' to 'other', {ROUND}",
+    ),
+    "regrouped on the way round": case(
+        lambda: app.agent(topic.group_by(str, name="x").through(topic))(good),
+        "through: events would go from topic 'app-x-repartition' to 'topic' to "
+        f"'app-x-repartition', {ROUND}",
+    ),
+    "a round through two agents": case(
+        lambda: (
+            app.agent(topic.through(other()), name="one")(good),
+            app.agent(app.topics["other"].through(topic), name="two")(good),
+        ),
+        f"through: events would go from topic 'other' to 'topic' to 'other', {ROUND}",
+    ),
+    "dead letters into the own source": case(
+        lambda: app.agent(topic, on_error=trickle.DeadLetter(topic))(good),
+        f"agent 'good': its dead letters go to topic 'topic', {LETTERS}",
+    ),
+    "dead letters by name into a source upstream": case(
+        lambda: app.agent(
+            topic.group_by(str, name="x"),
+            on_error=trickle.Retry(then=trickle.DeadLetter("topic")),
+        )(good),
+        f"agent 'good': its dead letters go to topic 'topic', {LETTERS}",
+    ),
 }
 
 
@@ -179,3 +225,9 @@ def test_what_only_looks_wrong_is_let_through() -> None:
     app.agent(topic, name="five")(yields)
     app.timer(1, name="six")(lambda: without())  # noqa: PLW0108
     assert len(app.agents) == 5
+
+
+def test_a_round_that_may_end_is_let_be() -> None:
+    app.agent(topic.filter(bool).map(lambda v: v - 1).through(topic, name="x"), name="one")(good)
+    app.agent(topic.flat_map(range).through(topic, name="y"), name="two")(good)
+    assert {"one", "two"} < set(app.agents)

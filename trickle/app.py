@@ -17,7 +17,13 @@ from trickle.policies import DeadLetter, Policy, Retry, Stop
 from trickle.run import Run, open_run
 from trickle.sensors import Sensor
 from trickle.service import Restart, Service
-from trickle.sources import join_sources, no_source, repartition_function
+from trickle.sources import (
+    check_letters,
+    check_round,
+    join_sources,
+    no_source,
+    repartition_function,
+)
 from trickle.tables import Table
 from trickle.topics import Repartition, Source, Topic
 from trickle.types import Codec, Duration, Partitioner, TopicOptions
@@ -261,6 +267,8 @@ class App:
             check_async(function, what=f"agent {agent_name!r}", parameters="stream")
             joined = join_sources(source, agent_name)
             letters = self._dead_letters(agent_name, on_error)
+            if letters is not None:
+                check_letters(agent_name, joined, letters)
             for repartition in joined.repartitions:
                 self._add_repartition(repartition, on_error or Stop(), letters)
             agent: Agent[Any, Any] = Agent(
@@ -426,6 +434,7 @@ class App:
                 f"there are two internal agents {repartition.name!r}: give one group_by or through "
                 "another name=, or make it once and let both agents read it"
             )
+        check_round(self._repartitions.values(), repartition)
         self._repartitions[repartition.name] = repartition
         if repartition.target.internal:
             self._add_topic(repartition.target)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, cast
 
 from trickle.exceptions import DefinitionError
 from trickle.streams import Stream
-from trickle.topics import Repartition, Source
+from trickle.topics import Repartition, Source, Topic
 from trickle.untyped import key_headers
 
-__all__ = ["join_sources", "no_source", "repartition_function"]
+__all__ = ["check_letters", "check_round", "join_sources", "no_source", "repartition_function"]
 
 
 def join_sources(
@@ -53,6 +53,52 @@ def no_source(given: object, agent: str | None = None) -> DefinitionError:
         f"{where}: {given!r} is no source: write @app.agent(topic), with a topic of "
         "app.topic(…), several in a list, or what group_by and the like make of one"
     )
+
+
+def check_letters(agent: str, source: Source[Any, Any], letters: Topic[Any, Any]) -> None:
+    """See that an agent's dead letters do not come back to it.
+
+    Raises:
+        DefinitionError: it reads their topic, and would bury the same record without end.
+    """
+    reads = [*source.topics, *(t for r in source.repartitions for t in r.source.topics)]
+    if any(topic.name == letters.name for topic in reads):
+        raise DefinitionError(
+            f"agent {agent!r}: its dead letters go to topic {letters.name!r}, which it reads "
+            "itself: a record that fails would come back without end; give DeadLetter(topic=) "
+            "another topic, or leave it out"
+        )
+
+
+def check_round(known: Iterable[Repartition], new: Repartition) -> None:
+    """See that what is sent ``through`` a topic does not come back to where it began.
+
+    Where a function makes other values on the way and something may leave them out, the round
+    may end, and is let be.
+
+    Raises:
+        DefinitionError: every event would go round without end.
+    """
+    steps = [*known, new]
+    begins = {topic.name for topic in new.source.topics}
+    paths = [[new]]
+    while paths:
+        path = paths.pop()
+        last = path[-1].target.name
+        if last not in begins:
+            paths += [
+                [*path, step]
+                for step in steps
+                if step not in path and any(topic.name == last for topic in step.source.topics)
+            ]
+            continue
+        kinds = {kind for step in path for kind, _ in step.source.steps}
+        if "flat_map" not in kinds and not {"filter", "map"} <= kinds:
+            names = " to ".join(repr(name) for name in [last, *(r.target.name for r in path)])
+            raise DefinitionError(
+                f"through: events would go from topic {names}, round and round without end; give "
+                "through(…) a topic that feeds none of its own sources"
+            )
 
 
 def repartition_function(repartition: Repartition) -> Callable[[Any], Awaitable[None]]:
