@@ -228,6 +228,6 @@ def test_what_only_looks_wrong_is_let_through() -> None:
 
 
 def test_a_round_that_may_end_is_let_be() -> None:
-    app.agent(topic.filter(bool).map(lambda v: v - 1).through(topic, name="x"), name="one")(good)
+    app.agent(topic.filter(bool).map(int).through(topic, name="x"), name="one")(good)
     app.agent(topic.flat_map(range).through(topic, name="y"), name="two")(good)
     assert {"one", "two"} < set(app.agents)

@@ -60,6 +60,7 @@ ROOMS: list[str] = [
     "conductor",
     "topology",
     "definitions",
+    "decorators",
     "inside",
     "web",
     "run",

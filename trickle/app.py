@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, Literal, cast, overload
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal, cast, overload
 
 from typing_extensions import TypeForm, TypeVar, Unpack
 
-from trickle.agents import Agent, AgentFunction, Sink
+from trickle.agents import Agent, Sink
 from trickle.config import Resolved, SettingArguments, check_arguments, resolve
+from trickle.decorators import AgentDecorator, Season
 from trickle.definitions import Command, Definitions, ServiceDefinition, Timer
 from trickle.exceptions import DefinitionError
 from trickle.policies import DeadLetter, Policy, Retry, Stop
@@ -42,16 +43,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", bound=Callable[[], Awaitable[None]])
 
 
-class _AgentDecorator(Generic[V, K]):
-    """What ``@app.agent(source)`` is: a decorator that knows the source's types."""
-
-    def __init__(self, make: Callable[[Any], Agent[Any, Any]]) -> None:
-        self._make = make
-
-    def __call__(self, function: AgentFunction[V, K]) -> Agent[V, K]:
-        return cast("Agent[V, K]", self._make(function))
-
-
 class App:
     """A stream processing application: its topics, agents, tables, timers and settings.
 
@@ -81,6 +72,7 @@ class App:
         self._tables: dict[str, Table[Any, Any]] = {}
         self._repartitions: dict[str, Repartition] = {}
         self._letters: set[str] = set()  # topics that nobody has described
+        self.season = Season(id)
         self.timers: list[Timer] = []
         self.tasks: list[Callable[[], Awaitable[None]]] = []
         self.commands: list[Command] = []
@@ -143,6 +135,9 @@ class App:
         partitioner: Partitioner | None = None,
     ) -> Topic[Any, Any]:
         """Describe a topic.
+
+        One that is described while the app runs may be sent to, where it is on the broker already:
+        a Run declares those that it knows at its start.
 
         Args:
             name: on the broker.
@@ -208,6 +203,7 @@ class App:
         Raises:
             DefinitionError: a second table of this name.
         """
+        self.season.check(f"table {name!r}")
         if name in self._tables:
             raise DefinitionError(f"there are two tables named {name!r}: give each its own name")
         table: Table[KT, VT] = Table(
@@ -233,7 +229,7 @@ class App:
         deadline: Duration | None = None,
         concurrency: int = 1,
         ordering: Literal["key", "none"] | Callable[[V], object] = "key",
-    ) -> _AgentDecorator[V, K]:
+    ) -> AgentDecorator[V, K]:
         """Define an agent: an async function over a source.
 
         Args:
@@ -252,7 +248,8 @@ class App:
                 order, and tables can only be read.
 
         Raises:
-            DefinitionError: a second agent of this name, or sources that do not go together.
+            DefinitionError: a second agent of this name, sources that do not go together, or the
+                app runs already.
         """
         if not isinstance(source, Source | list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise no_source(source, name)
@@ -264,6 +261,7 @@ class App:
         def decorate(function: Any) -> Agent[Any, Any]:
             agent_name = name or str(getattr(function, "__name__", ""))
             check_name(agent_name, what="an agent's name")
+            self.season.check(f"agent {agent_name!r}")
             check_async(function, what=f"agent {agent_name!r}", parameters="stream")
             joined = join_sources(source, agent_name)
             letters = self._dead_letters(agent_name, on_error)
@@ -285,7 +283,7 @@ class App:
             self._add_agent(agent)
             return agent
 
-        return _AgentDecorator(decorate)
+        return AgentDecorator(decorate)
 
     def timer(self, interval: Duration, *, name: str | None = None) -> Callable[[N], N]:
         """Call a function every so many seconds, on each worker.
@@ -299,6 +297,7 @@ class App:
         def decorate(function: N) -> N:
             label = name or str(getattr(function, "__name__", "timer"))
             check_async(function, what=f"timer {label!r}")
+            self.season.check(f"timer {label!r}")
             self.timers.append(Timer(label, function, every))
             return function
 
@@ -306,7 +305,9 @@ class App:
 
     def task(self, function: N) -> N:
         """Run a function once, when the worker is ready; it may end, or go on until it stops."""
-        check_async(function, what=f"task {getattr(function, '__name__', 'task')!r}")
+        what = f"task {getattr(function, '__name__', 'task')!r}"
+        check_async(function, what=what)
+        self.season.check(what)
         self.tasks.append(function)
         return function
 
@@ -358,6 +359,7 @@ class App:
                 raise DefinitionError(
                     f"service {made.__name__!r}: it must be made without arguments ({error})"
                 ) from None
+            self.season.check(f"service {made.__name__!r}")
             self.services.append(ServiceDefinition(made, restart))
             return made
 
@@ -369,14 +371,20 @@ class App:
         """Run the app inside a Trio program.
 
         Entered when it has joined its group and recovered its shards; drained and committed when
-        it is left.
+        it is left. What the app consists of is defined before.
 
         Raises:
             ConfigurationError: a setting or a definition is wrong.
             TransportError: the broker is away, or a topic is not as it must be.
             ExceptionGroup: what stopped it while it ran.
         """
-        return open_run(self.definitions(), self.resolve())
+        return self._running(open_run(self.definitions(), self.resolve()))
+
+    @asynccontextmanager
+    async def _running(self, opened: AbstractAsyncContextManager[Run]) -> AsyncGenerator[Run, None]:
+        with self.season.closed():
+            async with opened as run:
+                yield run
 
     def client(self) -> AbstractAsyncContextManager[Run]:
         """Run without agents, timers or membership: to send, and to read committed values."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, Literal, cast, overload
+from typing import Any, Generic, Literal, NoReturn, cast, overload
 
 import msgspec
 from typing_extensions import TypeForm, TypeVar
@@ -30,7 +30,7 @@ from trickle.types import (
     Partitioner,
     RecordMetadata,
 )
-from trickle.untyped import UntypedKey, UntypedValue, field_type, returned_type
+from trickle.untyped import UntypedKey, UntypedValue, field_getter, field_type, returned_type
 from trickle.utils.durations import seconds
 from trickle.utils.names import check_name
 from trickle.utils.values import is_whole
@@ -83,6 +83,13 @@ class Source(Generic[V, K]):
         self.steps = steps
         self.repartitions = repartitions
         self._value_type = value_type
+
+    def __aiter__(self) -> NoReturn:
+        """Say that a source is what an agent reads, and cannot be iterated."""
+        raise UsageError(
+            f"{self!r} is a definition and cannot be iterated: write @app.agent(source) over a "
+            "function, and iterate the stream that it is given"
+        )
 
     def filter(self, predicate: Callable[[V], object]) -> Source[V, K]:
         """Pass on only the events whose value the predicate holds for."""
@@ -143,7 +150,7 @@ class Source(Generic[V, K]):
         value = value_type or self._known_value_type()
         if isinstance(key, str):
             found = key_type or field_type(value, key, name)
-            function = _field_getter(key)
+            function = field_getter(key)
         else:
             found = key_type or returned_type(key)
             function = key
@@ -471,12 +478,3 @@ def _outlet(topic: Topic[Any, Any]) -> Outlet:
             "send inside `async with app.run():` or `async with app.client():`"
         )
     return outlet
-
-
-def _field_getter(field: str) -> Callable[[Any], Any]:
-    def get(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return cast("Mapping[str, Any]", value)[field]
-        return getattr(value, field)
-
-    return get

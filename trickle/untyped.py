@@ -11,7 +11,7 @@ a datetime would come back as a dict or as text, which is an error that names th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast, get_type_hints
 
 import msgspec.json
@@ -23,6 +23,7 @@ from trickle.types import Headers, Record
 __all__ = [
     "UntypedKey",
     "UntypedValue",
+    "field_getter",
     "field_type",
     "key_headers",
     "read_key",
@@ -49,6 +50,17 @@ def _told(annotation: object) -> object:
     """Return an annotation if it tells a type, else None."""
     untold = annotation is Any or annotation is object or isinstance(annotation, TypeVar)
     return None if untold else annotation
+
+
+def field_getter(field: str) -> Callable[[Any], Any]:
+    """Return a function from a value to a field of it, or to what a mapping has there."""
+
+    def get(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return cast("Mapping[str, Any]", value)[field]
+        return getattr(value, field)
+
+    return get
 
 
 def field_type(value_type: object, field: str, name: str) -> object:

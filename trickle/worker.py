@@ -197,7 +197,7 @@ class Worker(Service):
             _bound_arenas()
         run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)
-        with self._listening(run):
+        with self._app.season.closed(), self._listening(run):
             self._observer.starting()
             self.nursery.start_soon(self._watch, run)
             try:

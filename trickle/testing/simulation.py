@@ -389,7 +389,7 @@ async def run(
             "trickle.testing.run needs a virtual clock: use pytest-trio's mock_clock or "
             "autojump_clock fixture, or trio.run(main, clock=trio.testing.MockClock())"
         )
-    with single_errors() as guard, _seed_noted(seed):
+    with single_errors() as guard, _seed_noted(seed), app.season.closed():
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             simulation = Simulation(app, clock, seed, nursery, settings)
             stack.enter_context(seeded_order(simulation.random))
