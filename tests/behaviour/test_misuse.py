@@ -87,3 +87,19 @@ async def test_a_source_cannot_be_iterated(mock_clock: MockClock) -> None:
         with pytest.raises(trickle.UsageError, match="is a definition and cannot be iterated: wri"):
             async for _ in what:  # pyright: ignore[reportUnknownVariableType, reportGeneralTypeIssues]
                 pass
+
+
+async def test_events_of_several_calls_cannot_be_numbered(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+
+    @app.agent(source, concurrency=3)
+    async def work(stream: trickle.Stream[str]) -> None:
+        async for _ in stream.enumerate():
+            pass
+
+    del work
+    with pytest.raises(trickle.UsageError, match=r"agent 'work': stream.enumerate\(\) numbers"):
+        async with trickle.testing.run(app) as t:
+            await t.send(source, "a", key="k")
+            await t.settled()

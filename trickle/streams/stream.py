@@ -22,6 +22,7 @@ from typing_extensions import TypeVar
 
 from trickle.exceptions import UsageError
 from trickle.serializers import BoundCodec
+from trickle.streams.concurrent import Strand
 from trickle.streams.event import Event
 from trickle.streams.lane import Lane
 from trickle.streams.settlement import OutOfPatience
@@ -96,7 +97,17 @@ class Stream(Generic[V, K]):
         return _FlatMap(self, function)
 
     def enumerate(self, start: int = 0) -> Stream[tuple[int, V], K]:
-        """Iterate (number, value) pairs, numbered since the lane's function was called."""
+        """Iterate (number, value) pairs, numbered since the lane's function was called.
+
+        Raises:
+            UsageError: with ``concurrency`` above 1, for each of its calls would number its own.
+        """
+        if isinstance(self._lane, Strand):
+            raise UsageError(
+                f"agent {self._lane.agent!r}: stream.enumerate() numbers what one call of the "
+                "function is given, and with concurrency= above 1 there are several: each number "
+                "would come more than once; leave out concurrency=, or use event.offset"
+            )
         return _Enumerate(self, start)
 
     def take(self, n: int, within: Duration | None = None) -> Stream[list[V], K]:
