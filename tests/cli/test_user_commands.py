@@ -66,3 +66,28 @@ async def fail() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback (most recent call last):")
     assert done.stderr.endswith("trickle: ValueError: in vain (app.py:7 in fail)\n")
+
+
+@pytest.mark.parametrize("args", [["topics"], ["send", "words", "x"], ["fine"], ["--help"]])
+def test_a_command_of_a_name_that_is_taken_is_refused_whatever_is_called(
+    project: Project, args: list[str]
+) -> None:
+    project.write(
+        "app.py",
+        """
+import trickle
+app = trickle.App("flights")
+
+@app.command(name="send")
+async def mine() -> None: ...
+
+@app.command()
+async def fine() -> None: ...
+""",
+    )
+    done = project.run("-A", "app:app", *args)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "trickle: the command 'send' of app 'flights' has the name of one of trickle's own: give "
+        "it another by @app.command(name)\n"
+    )

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trickle.app import App
-from trickle.exceptions import ConfigurationError, TrickleError, UsageError
+from trickle.exceptions import ConfigurationError, DefinitionError, TrickleError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import ModuleType
 
-__all__ = ["load_app"]
+__all__ = ["check_commands", "load_app"]
 
 _PATH = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
 _HOW = "write MODULE:ATTRIBUTE, like app:app for the variable app in app.py"
@@ -53,6 +54,20 @@ def load_app(path: str) -> App:
             f"{_hint(module)}"
         )
     return found
+
+
+def check_commands(app: App, taken: Collection[str]) -> None:
+    """See that each of an app's commands can be called: trickle's own would go before it.
+
+    Raises:
+        DefinitionError: a command has the name of one of trickle's own.
+    """
+    for command in app.commands:
+        if command.name in taken:
+            raise DefinitionError(
+                f"the command {command.name!r} of app {app.id!r} has the name of one of trickle's "
+                "own: give it another by @app.command(name)"
+            )
 
 
 def _guess(path: str) -> str:

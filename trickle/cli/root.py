@@ -45,7 +45,7 @@ class _Group(TyperGroup):
             return {}
         from trickle.cli.user_commands import user_commands  # noqa: PLC0415 - imports the app
 
-        return user_commands(state.app(), taken=super().list_commands(ctx))
+        return user_commands(state.app())
 
 
 cli = typer.Typer(
@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(state: State, args: list[str]) -> int:
     command = typer.main.get_command(cli)
+    state.own = cast("Any", command).commands.keys()
     try:
         code = command.main(args, prog_name="trickle", standalone_mode=False, obj=state)
         if cast("object", sys.stdout) is not None:

@@ -14,7 +14,7 @@ from trickle.exceptions import UsageError
 from trickle.utils.logs import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from trickle.app import App
 
@@ -32,12 +32,14 @@ class State:
         debug: tracebacks are shown.
         redact: knows the app's secrets as soon as the app is loaded.
         leave: bounds the rest of the process's life, given its exit code; a worker sets it.
+        own: the names of trickle's commands, which no command of the app's may have.
     """
 
     app_path: str | None = None
     debug: bool = False
     redact: Redactor = field(default_factory=Redactor)
     leave: Callable[[int], None] | None = None
+    own: Collection[str] = ()
     _app: App | None = None
 
     def app(self, path: str | None = None) -> App:
@@ -48,7 +50,7 @@ class State:
 
         Raises:
             UsageError: no app was named, or it cannot be found.
-            ConfigurationError: its module fails.
+            ConfigurationError: its module fails, or defines a command of a name that is taken.
         """
         path = self.app_path if path is None else path
         if path is None:
@@ -57,9 +59,13 @@ class State:
                 "for example: trickle -A app:app topics"
             )
         if self._app is None:
-            from trickle.cli.loading import load_app  # noqa: PLC0415 - trickle --help stays quick
+            from trickle.cli.loading import (  # noqa: PLC0415 - trickle --help stays quick
+                check_commands,
+                load_app,
+            )
 
             self._app = load_app(path)
+            check_commands(self._app, self.own)
             from trickle.config import secret_values  # noqa: PLC0415
 
             self.redact.add(secret_values(self._app.resolve().settings))

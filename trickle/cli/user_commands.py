@@ -13,30 +13,20 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from trickle.cli.state import DebugOption, run
-from trickle.exceptions import DefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from trickle.app import App
 
 __all__ = ["user_commands"]
 
 
-def user_commands(app: App, taken: Collection[str]) -> dict[str, Any]:
-    """Return the parsers of an app's commands by name.
-
-    Raises:
-        DefinitionError: a command has the name of one of trickle's own.
-    """
+def user_commands(app: App) -> dict[str, Any]:
+    """Return the parsers of an app's commands by name."""
     found: dict[str, Any] = {}
     for definition in app.commands:
         name, function = definition.name, definition.function
-        if name in taken:
-            raise DefinitionError(
-                f"the command {name!r} of app {app.id!r} has the name of one of trickle's own: "
-                "give it another by @app.command(name)"
-            )
         typed = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         typed.command(name, help=inspect.getdoc(function))(_mounted(app, function))
         found[name] = typer.main.get_command(typed)
