@@ -52,6 +52,7 @@ WHAT_AGENTS_READ = (
 )
 
 
+PARTIAL = functools.partial(good)
 ROUND = "round and round without end; give through(…) a topic that feeds none of its own sources"
 LETTERS = (
     "which it reads itself: a record that fails would come back without end; give "
@@ -162,6 +163,47 @@ CASES = {
     "through a topic's name": case(
         lambda: topic.through("x"),
         "through('x'): that is no topic: give one of app.topic(…)",
+    ),
+    "an agent without arguments": case(
+        lambda: app.agent(),  # noqa: PLW0108 - there is no app yet
+        "@app.agent() does not say what the agent reads: write @app.agent(topic)",
+    ),
+    "a timer without arguments": case(
+        lambda: app.timer(),  # noqa: PLW0108 - there is no app yet
+        "@app.timer() does not say how often: write @app.timer(30.0), in seconds",
+    ),
+    "a timer without parentheses": case(
+        lambda: app.timer(without),
+        "@app.timer takes seconds: write @app.timer(30.0), as an example",
+    ),
+    "a task with parentheses": case(
+        lambda: app.task(),  # noqa: PLW0108 - there is no app yet
+        "@app.task takes no parentheses: write @app.task",
+    ),
+    "a partial without a name": case(
+        lambda: app.agent(topic)(PARTIAL),
+        f"{PARTIAL!r} has no name of its own: give it one by @app.agent(…, name=)",
+    ),
+    "an empty name of an agent": case(
+        lambda: app.agent(topic, name="")(good),
+        "@app.agent(…, name=) is empty: give a name, or leave it out",
+    ),
+    "an empty name of a timer": case(
+        lambda: app.timer(1, name="")(without),
+        "@app.timer(…, name=) is empty: give a name, or leave it out",
+    ),
+    "an empty name of dead letters": case(
+        lambda: app.agent(topic, on_error=trickle.DeadLetter(""))(good),
+        "a topic's name is empty: give it at least one letter or digit",
+    ),
+    "an empty name of a through": case(
+        lambda: topic.through(other(), name=""),
+        "through(name=…) is empty: give it at least one letter or digit",
+    ),
+    "a type as text": case(
+        lambda: app.topic("text", value="Flight"),
+        "the values of topic 'text': their type is given as text, 'Flight': give the type itself, "
+        "without quotes",
     ),
     "through a topic onto itself": case(
         lambda: app.agent(topic.through(topic))(good),

@@ -11,7 +11,7 @@ from typing_extensions import TypeForm, TypeVar, Unpack
 
 from trickle.agents import Agent, Sink
 from trickle.config import Resolved, SettingArguments, check_arguments, resolve
-from trickle.decorators import AgentDecorator, Season
+from trickle.decorators import AgentDecorator, Season, explained, named
 from trickle.definitions import Command, Definitions, ServiceDefinition, Timer
 from trickle.exceptions import DefinitionError
 from trickle.policies import DeadLetter, Policy, Retry, Stop
@@ -219,6 +219,7 @@ class App:
         self._tables[name] = table
         return table
 
+    @explained("@app.agent() does not say what the agent reads: write @app.agent(topic)")
     def agent(
         self,
         source: Source[V, K] | Sequence[Source[V, K]],
@@ -259,7 +260,7 @@ class App:
         sinks = cast("Sequence[Sink]", sink if isinstance(sink, list | tuple) else [sink])
 
         def decorate(function: Any) -> Agent[Any, Any]:
-            agent_name = name or str(getattr(function, "__name__", ""))
+            agent_name = named(function, name, decorator="@app.agent(…, name=)")
             check_name(agent_name, what="an agent's name")
             self.season.check(f"agent {agent_name!r}")
             check_async(function, what=f"agent {agent_name!r}", parameters="stream")
@@ -285,17 +286,20 @@ class App:
 
         return AgentDecorator(decorate)
 
+    @explained("@app.timer() does not say how often: write @app.timer(30.0), in seconds")
     def timer(self, interval: Duration, *, name: str | None = None) -> Callable[[N], N]:
         """Call a function every so many seconds, on each worker.
 
         What it sends takes effect when it returns, or not at all; an error stops the worker.
         """
+        if callable(interval):
+            raise DefinitionError("@app.timer takes seconds: write @app.timer(30.0), as an example")
         every = seconds(interval, what="timer(interval)")
         if every <= 0:
             raise DefinitionError(f"timer({interval!r}): the interval must be positive")
 
         def decorate(function: N) -> N:
-            label = name or str(getattr(function, "__name__", "timer"))
+            label = named(function, name, decorator="@app.timer(…, name=)", otherwise="timer")
             check_async(function, what=f"timer {label!r}")
             self.season.check(f"timer {label!r}")
             self.timers.append(Timer(label, function, every))
@@ -303,6 +307,7 @@ class App:
 
         return decorate
 
+    @explained("@app.task takes no parentheses: write @app.task")
     def task(self, function: N) -> N:
         """Run a function once, when the worker is ready; it may end, or go on until it stops."""
         what = f"task {getattr(function, '__name__', 'task')!r}"
@@ -322,7 +327,7 @@ class App:
             check_name(name, what="command(name)")
 
         def decorate(function: F) -> F:
-            label = name or str(getattr(function, "__name__", "")).replace("_", "-")
+            label = name or named(function, None, decorator="@app.command(name)").replace("_", "-")
             if any(label == command.name for command in self.commands):
                 raise DefinitionError(
                     f"there are two commands named {label!r}: give one another name, by "
@@ -464,7 +469,7 @@ class App:
             return None
         if isinstance(policy.topic, Topic):
             return policy.topic
-        name = policy.topic or f"{self.id}-{agent}-dead-letters"
+        name = policy.topic if policy.topic is not None else f"{self.id}-{agent}-dead-letters"
         if name in self._topics:
             return _kept_for_ever(self._topics[name])
         letters: Topic[Any, Any] = Topic(name, app_id=self.id, key=bytes | None, value=bytes | None)

@@ -5,19 +5,22 @@ What is written otherwise would fail where nobody looks for it, or never be call
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Generic, cast
+from typing import Any, Generic, ParamSpec, cast
 
 from typing_extensions import TypeVar
 
 from trickle.agents import Agent, AgentFunction
 from trickle.exceptions import DefinitionError
 
-__all__ = ["AgentDecorator", "Season", "label", "parentheses"]
+__all__ = ["AgentDecorator", "Season", "explained", "named"]
 
 V = TypeVar("V", default=Any)
 K = TypeVar("K", default=Any)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class AgentDecorator(Generic[V, K]):
@@ -63,33 +66,42 @@ class Season:
             )
 
 
-def label(function: object, name: str | None, *, decorator: str) -> str:
+def explained(missing: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a method say what to write where it is called without any argument.
+
+    Args:
+        missing: the sentence.
+    """
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            if len(args) + len(kwargs) == 1:  # self alone
+                raise DefinitionError(missing)
+            return method(*args, **kwargs)
+
+        return called
+
+    return decorate
+
+
+def named(
+    function: object, name: str | None, *, decorator: str, otherwise: str | None = None
+) -> str:
     """Return what a function is called: the name that it is given, or its own.
 
     Args:
         decorator: how a name is given, for the message: "@app.agent(…, name=)".
+        otherwise: the name of a function that has none; an error where it is left out.
 
     Raises:
-        DefinitionError: it has none, as a partial or an object that can be called.
+        DefinitionError: the name is empty; or it has none, as a partial or a lambda.
     """
     if name == "":
         raise DefinitionError(f"{decorator} is empty: give a name, or leave it out")
     if name is not None:
         return name
-    own = getattr(function, "__name__", None)
-    if callable(function) and (not isinstance(own, str) or own == "<lambda>"):
+    own = getattr(function, "__name__", otherwise)
+    if callable(function) and (own is None or (own == "<lambda>" and otherwise is None)):
         raise DefinitionError(f"{function!r} has no name of its own: give it one by {decorator}")
     return str(own)
-
-
-def parentheses(given: object, *, right: str) -> None:
-    """See that a decorator that takes arguments was given some, and not the function itself.
-
-    Args:
-        right: how it is written.
-
-    Raises:
-        DefinitionError: it was written without parentheses, or with empty ones.
-    """
-    if given is None or callable(given):
-        raise DefinitionError(f"a decorator is written without its arguments: write {right}")

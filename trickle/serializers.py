@@ -154,6 +154,10 @@ def codec_for(
     Raises:
         ConfigurationError: there is no such serializer, or it cannot serve the type.
     """
+    if isinstance(type, str):
+        raise ConfigurationError(
+            f"{what}: their type is given as text, {type!r}: give the type itself, without quotes"
+        )
     form = Any if type is None or type is object else unaliased(type)
     inner = without_none(form)
     type_name = name_of(Any if type is None else type)

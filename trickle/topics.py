@@ -174,7 +174,9 @@ class Source(Generic[V, K]):
         """Send the events to a topic of the user's, by their keys, and go on from there."""
         if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DefinitionError(f"through({topic!r}): that is no topic: give one of app.topic(…)")
-        name = f"{name or topic.name}-through"
+        if name is not None:
+            check_name(name, what="through(name=…)")
+        name = f"{topic.name if name is None else name}-through"
         step = Repartition(name, cast("Source[Any, Any]", self), topic, None, owned=False)
         return Source((topic,), (), (*self.repartitions, step), value_type=topic.value_type)
 
