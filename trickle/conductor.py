@@ -211,10 +211,9 @@ class Conductor(Service):
                 nursery.start_soon(self._open_scope, scope, positions)
         self._sensor.rebalance_ended(trio.current_time() - started)
         if partitions:
-            logger.info(
-                "%d partitions assigned, open after %.2f s",
-                len(partitions), trio.current_time() - started,
-            )  # fmt: skip
+            count, took = len(partitions), trio.current_time() - started
+            some = "1 partition" if count == 1 else f"{count} partitions"
+            logger.info("%s assigned, open after %.2f s", some, took)
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
 

@@ -357,17 +357,27 @@ class Topic(Source[V, K]):
 
         Args:
             items: (key, value) or (key, value, timestamp in POSIX seconds).
+
+        Raises:
+            UsageError: one of them is neither; those before it may have been sent.
         """
         if current_turn() is not None:
             raise UsageError(
                 f"topic {self.name!r}: send_all belongs outside an event; inside one, call "
                 "send_nowait for each record, so that they join the event's effects"
             )
-        effects = (
-            self.effect(item[1], item[0], None, item[2] if len(item) > 2 else None, None)
-            for item in items
-        )
+        if not isinstance(items, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"topic {self.name!r}: send_all takes pairs, not {items!r}")
+        effects = (self._effect_of(item, number) for number, item in enumerate(items))
         return await _outlet(self).send_all(effects)
+
+    def _effect_of(self, item: Sequence[Any], number: int) -> Effect:
+        if not isinstance(item, tuple | list) or not 2 <= len(item) <= 3:
+            raise UsageError(
+                f"topic {self.name!r}: send_all takes (key, value) or (key, value, timestamp), but "
+                f"item {number} is {item!r}"
+            )
+        return self.effect(item[1], item[0], None, item[2] if len(item) > 2 else None, None)
 
     def effect(
         self,
@@ -436,7 +446,12 @@ class Topic(Source[V, K]):
         """
         if self.partitioner is None:
             return None
-        partition = self.partitioner(key, count)
+        try:
+            partition = self.partitioner(key, count)
+        except Exception as error:
+            raise UsageError(
+                f"topic {self.name!r}: its partitioner failed for the key {key!r}: {error!r}"
+            ) from error
         if not is_whole(partition, at_least=0) or partition >= count:
             raise UsageError(
                 f"topic {self.name!r}: its partitioner returned {partition!r} for the key {key!r}: "

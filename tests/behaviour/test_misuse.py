@@ -103,3 +103,104 @@ async def test_events_of_several_calls_cannot_be_numbered(mock_clock: MockClock)
         async with trickle.testing.run(app) as t:
             await t.send(source, "a", key="k")
             await t.settled()
+
+
+async def test_a_take_takes_whole_numbers(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+    wrong: list[Any] = ["x", 1.5, True, 0]
+    told: list[str] = []
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[str]) -> None:
+        for n in wrong:
+            with pytest.raises(trickle.UsageError) as raised:
+                stream.take(n)
+            told.append(str(raised.value))
+        async for _ in stream:
+            pass
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, "a", key="k")
+        await t.settled()
+    assert told == [f"take(n={n!r}): n must be a whole number, 1 or more" for n in wrong]
+
+
+async def test_what_is_no_pair_is_named_by_send_all(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+    async with trickle.testing.run(app) as t:
+        wrong: list[Any] = [("k",), 1, "kv", ("k", "v", 1.0, 2)]
+        for item in wrong:
+            with pytest.raises(trickle.UsageError) as raised:
+                await source.send_all([("k", "v"), item])
+            assert str(raised.value) == (
+                "topic 'source': send_all takes (key, value) or (key, value, timestamp), but item "
+                f"1 is {item!r}"
+            )
+        nothing: Any = 3
+        with pytest.raises(trickle.UsageError, match="topic 'source': send_all takes pairs, not 3"):
+            await source.send_all(nothing)
+        assert await source.send_all([("k", "v"), ("k", "v", 1.0)]) == 2
+        await t.settled()
+
+
+async def test_a_partitioner_that_fails_is_named(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+
+    def partitioner(key: bytes | None, partitions: int) -> int:
+        raise ValueError("no idea")
+
+    source = app.topic("source", key=str, value=str, partitions=1, partitioner=partitioner)
+    async with trickle.testing.run(app) as t:
+        with pytest.raises(trickle.UsageError) as raised:
+            await source.send("a", key="k")
+        await t.settled()
+    assert str(raised.value) == (
+        "topic 'source': its partitioner failed for the key b'k': ValueError('no idea')"
+    )
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+async def test_another_apps_table_is_not_written(mock_clock: MockClock) -> None:
+    table = trickle.App("other").table("table", key=str, value=int, default=int)
+    told = await in_an_event(lambda event: table.__setitem__("k", 1))
+    assert told.startswith("table 'table' is not one of the app that runs here: ")
+
+
+async def test_setdefault_is_a_write_even_where_the_key_is(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+    table = app.table("table", key=str, value=str)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[str, str]) -> None:
+        async for value in stream:
+            assert table.setdefault("k", value) == "a"
+
+    async with trickle.testing.run(app) as t:
+        await t.send(source, "a", key="k")
+        await t.send(source, "b", key="k")
+        await t.settled()
+        assert table["k"] == "a"
+        for key in ("k", "missing"):
+            with pytest.raises(trickle.TrickleError, match="'table' can be read here, not written"):
+                table.setdefault(key, "b")
+
+
+async def test_one_partition_is_not_several(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[str]) -> None:
+        async for _ in stream:
+            pass
+
+    del work
+    with caplog.at_level("INFO", "trickle"):
+        async with trickle.testing.run(app) as t:
+            await t.settled()
+    assert "1 partition assigned, open after" in caplog.text

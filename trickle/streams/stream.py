@@ -29,6 +29,7 @@ from trickle.streams.settlement import OutOfPatience
 from trickle.types import Duration, Many
 from trickle.untyped import read_key
 from trickle.utils.durations import seconds
+from trickle.utils.values import is_whole
 
 __all__ = ["Operator", "Stream"]
 
@@ -120,8 +121,8 @@ class Stream(Generic[V, K]):
             within: seconds after the first value at which a shorter list is given; None waits
                 for all ``n``.
         """
-        if n < 1:
-            raise UsageError(f"take(n={n}): n must be 1 or more")
+        if not is_whole(n, at_least=1):
+            raise UsageError(f"take(n={n!r}): n must be a whole number, 1 or more")
         return _Take(self, n, None if within is None else seconds(within, what="take(within=…)"))
 
     def batches(self) -> Stream[list[V], K]:

@@ -301,8 +301,8 @@ class Table(MutableMapping[K, V]):
 
     def setdefault(self, key: K, default: V) -> V:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a key's value; where it is missing, set it first."""
+        turn, shard = self._writable()  # even where nothing is missing, as on other days it is
         if key not in self:
-            turn, shard = self._writable()
             loans = shard.loans.get(turn)
             lent = None if loans is None else loans.lent_default(self.keys_shape.mark(key))
             self[key] = default if lent is None else lent  # somebody may still change that one
@@ -377,6 +377,7 @@ class Table(MutableMapping[K, V]):
                 f"table {self.name!r} can be read here, not written: only an agent writes it, "
                 "while it handles an event; send an event to an agent that does"
             )
+        self._held()  # which says so where it is another app's
         raise TableReadOnlyError(
             f"table {self.name!r} has no partition {turn.partition} for agent {turn.agent!r}: its "
             "partitions are those of another source; give the table source= with the agent's "
