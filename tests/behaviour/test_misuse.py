@@ -204,3 +204,37 @@ async def test_one_partition_is_not_several(
         async with trickle.testing.run(app) as t:
             await t.settled()
     assert "1 partition assigned, open after" in caplog.text
+
+
+HELPERS: dict[str, Callable[[Any, Any], Any]] = {
+    "crash(5): there is no such worker, only: 0": lambda t, _: t.crash(5),
+    "crash(-1): there is no such worker, only: 0": lambda t, _: t.crash(-1),
+    "rebalance(workers=-1): give a whole number, 0 or more": lambda t, _: t.rebalance(-1),
+    "rebalance(workers=1.5): give a whole number, 0 or more": lambda t, _: t.rebalance(1.5),
+    "advance(seconds) must be a finite number of seconds, not nan": (
+        lambda t, _: t.advance(float("nan"))
+    ),
+    "advance(seconds) must be at least 0 seconds, not -1": lambda t, _: t.advance(-1),
+    "t.sent('source'): that is no topic: give one of app.topic(…)": lambda t, _: t.sent("source"),
+    "t.send('source'): that is no topic: give one of app.topic(…)": (
+        lambda t, _: t.send("source", "a")
+    ),
+    "testing.run(workers=0): give a whole number, 1 or more": (
+        lambda _, app: trickle.testing.run(app, workers=0).__aenter__()
+    ),
+    "testing.run(broker=): a test has a broker and stores of its own, in memory, and no web "
+    "server: leave it out": (
+        lambda _, app: trickle.testing.run(app, broker="memory://").__aenter__()
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", HELPERS)
+async def test_helpers_of_tests_say_what_is_wrong(mock_clock: MockClock, sentence: str) -> None:
+    app = trickle.App("app")
+    app.topic("source", key=str, value=str, partitions=1)
+    async with trickle.testing.run(app) as t:
+        with pytest.raises(trickle.UsageError) as raised:
+            await HELPERS[sentence](t, app)
+        await t.settled()
+    assert str(raised.value) == sentence

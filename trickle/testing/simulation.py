@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 
 from trickle.app import App
 from trickle.context import Effect
-from trickle.exceptions import UsageError
+from trickle.exceptions import ConfigurationError, UsageError
 from trickle.inside import inside
 from trickle.metadata import pack_headers, timestamp_to_ms
 from trickle.run import Run, Surroundings, open_run
@@ -29,7 +29,9 @@ from trickle.transport.contract import ProducerClient, ProducerOptions
 from trickle.transport.memory import MemoryBroker, MemoryTransport
 from trickle.transport.shared import RecordBatch
 from trickle.types import HeadersInput, RecordMetadata, TopicPartition
+from trickle.utils import durations
 from trickle.utils.groups import single_errors
+from trickle.utils.values import is_whole
 
 __all__ = ["Simulation", "run"]
 
@@ -151,6 +153,7 @@ class Simulation:
         if self.producer is None:
             raise UsageError("the simulation has ended: send inside `async with testing.run(…)`")
         stamp = timestamp if timestamp is not None else self._now()
+        _check_topic("send", topic)
         if raw:
             if not isinstance(value, bytes | None):
                 raise UsageError(f"send(…, raw=True) takes bytes, not {type(value).__name__}")
@@ -164,6 +167,7 @@ class Simulation:
 
     def sent(self, topic: Topic[V, K]) -> list[Event[V, K]]:
         """Return all committed records of a topic as events, in offset order per partition."""
+        _check_topic("sent", topic)
         events: list[Event[V, K]] = []
         for record in self.broker.records(topic.name):
             value = topic.value_codec.decode(record.value)
@@ -254,9 +258,10 @@ class Simulation:
         Args:
             seconds: by how much.
         """
-        span = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        if span < 0:
-            raise UsageError(f"advance({seconds}): time does not go back")
+        try:
+            span = durations.seconds(seconds, what="advance(seconds)")  # time does not go back
+        except ConfigurationError as error:
+            raise UsageError(str(error)) from None
         end = trio.current_time() + span
         await self._standstill.reached()
         while trio.current_time() < end:
@@ -291,6 +296,9 @@ class Simulation:
         Args:
             worker: which one, where there are several.
         """
+        if not is_whole(worker, at_least=0) or worker >= len(self.workers):
+            numbers = ", ".join(str(one.number) for one in self.workers) or "none"
+            raise UsageError(f"crash({worker!r}): there is no such worker, only: {numbers}")
         victim = self.workers[worker]
         if victim.run is not None:
             victim.run.cancel()
@@ -304,6 +312,8 @@ class Simulation:
         Args:
             workers: how many workers there are from now on; as many as before where left out.
         """
+        if workers is not None and not is_whole(workers, at_least=0):
+            raise UsageError(f"rebalance(workers={workers!r}): give a whole number, 0 or more")
         if workers is None or workers == len(self.workers):
             self.broker.rebalance(self.app.id)
         while workers is not None and workers > len(self.workers):
@@ -364,6 +374,11 @@ def _seed_noted(seed: int) -> Generator[None, None, None]:
         raise
 
 
+def _check_topic(method: str, topic: object) -> None:
+    if not isinstance(topic, Topic):
+        raise UsageError(f"t.{method}({topic!r}): that is no topic: give one of app.topic(…)")
+
+
 def _counts(live: Run) -> Mapping[str, int]:
     return live.topology.counts if live.topology is not None else {}
 
@@ -381,8 +396,16 @@ async def run(
         settings: to replace some of the app's.
 
     Raises:
-        UsageError: the Trio run has no virtual clock.
+        UsageError: the Trio run has no virtual clock, or an argument is wrong.
     """
+    if not is_whole(workers, at_least=1):
+        raise UsageError(f"testing.run(workers={workers!r}): give a whole number, 1 or more")
+    for name in ("broker", "store", "web"):
+        if name in settings:
+            raise UsageError(
+                f"testing.run({name}=): a test has a broker and stores of its own, in memory, and "
+                "no web server: leave it out"
+            )
     clock = trio.lowlevel.current_clock()
     if not isinstance(clock, MockClock):
         raise UsageError(
