@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.cli.test_usage import told
 
 if TYPE_CHECKING:
@@ -48,3 +50,27 @@ def test_what_is_sent_to_an_agent_is_regrouped_on_its_way(project: Project) -> N
         pass  # each turn is a process that looks
     worker.signal()
     assert worker.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("-86400.5", -86400.5),
+        ("0", 0.0),
+        ("2026-01-01T00:00:00Z", 1767225600.0),
+        ("2026-01-01T01:00:00.250+01:00", 1767225600.25),
+        ("1969-12-31T00:00:00Z", -86400.0),
+    ],
+)
+def test_a_timestamp_is_any_time(project: Project, written: str, seconds: float) -> None:
+    (sent,) = project.json("send", "words", "x", "--timestamp", written)
+    (record,) = project.json("tail", "words", "--from-beginning", "--no-follow")
+    assert sent["timestamp"] == record["timestamp"] == seconds
+
+
+@pytest.mark.parametrize("written", ["2026-01-01T00:00:00", "yesterday", "nan", "1e300"])
+def test_what_is_no_time_or_has_no_zone(project: Project, written: str) -> None:
+    assert told(project, "-A", "app:app", "send", "words", "x", "--timestamp", written) == (
+        f"trickle: --timestamp {written!r}: write POSIX seconds, like 1767225600.0, or ISO 8601 "
+        "with its zone, like 2026-01-01T00:00:00Z"
+    )

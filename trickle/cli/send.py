@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncGenerator
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, cast
 
@@ -65,7 +66,8 @@ def send(
         int | None, typer.Option(min=0, help="Instead of the one that the key chooses.")
     ] = None,
     timestamp: Annotated[
-        float | None, typer.Option(help="POSIX seconds; now by default.")
+        str | None,
+        typer.Option(help="POSIX seconds, or ISO 8601 with its zone; now by default."),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Send it so many times.")] = 1,
     as_json: JsonOption = False,
@@ -104,13 +106,21 @@ def _header(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _timestamp_ms(timestamp: float) -> int:
-    if not 0 <= timestamp < 1 << 50:  # NaN and infinities are outside too
+def _timestamp_ms(text: str) -> int:
+    try:
+        return timestamp_to_ms(_time(text))
+    except (UsageError, ValueError, OverflowError):
         raise UsageError(
-            f"--timestamp {timestamp:g}: write POSIX seconds, like 1767225600.0 for "
-            "the first of January 2026"
-        )
-    return timestamp_to_ms(timestamp)
+            f"--timestamp {text!r}: write POSIX seconds, like 1767225600.0, or ISO 8601 with its "
+            "zone, like 2026-01-01T00:00:00Z"
+        ) from None
+
+
+def _time(text: str) -> float | datetime:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text)
 
 
 async def _send_all(app: App, request: _Request, output: Output) -> None:

@@ -24,6 +24,8 @@ from trickle.types import Record, TopicPartition
 
 __all__ = ["tail"]
 
+_NO_TIME = -1  # milliseconds of a record without a timestamp; others before 1970 are times
+
 # An open transaction holds the committed end back; its time-out is 10 s by default.
 _STANDSTILL_MAX = 15.0
 
@@ -137,7 +139,7 @@ def _document(record: Record, keys: Wire, values: Wire) -> dict[str, Any]:
         "topic": record.topic,
         "partition": record.partition,
         "offset": record.offset,
-        "timestamp": record.timestamp_ms / 1000 if record.timestamp_ms >= 0 else None,
+        "timestamp": record.timestamp_ms / 1000 if record.timestamp_ms != _NO_TIME else None,
         "key": keys.readable(record.key),
         "value": values.readable(record.value),
         "headers": [[name, text_of(data)] for name, data in record.headers],
@@ -146,7 +148,7 @@ def _document(record: Record, keys: Wire, values: Wire) -> dict[str, Any]:
 
 def _line(record: Record, keys: Wire, values: Wire) -> str:
     """Return a record for a person: where, when, key, value, headers."""
-    at = _clock(record.timestamp_ms) if record.timestamp_ms >= 0 else "-"
+    at = _clock(record.timestamp_ms) if record.timestamp_ms != _NO_TIME else "-"
     key = "-" if record.key is None else keys.shown(record.key)
     value = "null" if record.value is None else values.shown(record.value)
     text = f"{record.partition}:{record.offset}  {at}  {key}  {value}"
