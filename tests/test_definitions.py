@@ -202,8 +202,8 @@ CASES = {
     ),
     "a type as text": case(
         lambda: app.topic("text", value="Flight"),
-        "the values of topic 'text': their type is given as text, 'Flight': give the type itself, "
-        "without quotes",
+        "the values of topic 'text' cannot be of type 'Flight': text is not supported; give the "
+        "type itself, without quotes, or give a codec of your own as the serializer",
     ),
     "through a topic onto itself": case(
         lambda: app.agent(topic.through(topic))(good),

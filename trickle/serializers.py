@@ -154,9 +154,10 @@ def codec_for(
     Raises:
         ConfigurationError: there is no such serializer, or it cannot serve the type.
     """
-    if isinstance(type, str):
+    if isinstance(type, str) and isinstance(serializer, str | None):
         raise ConfigurationError(
-            f"{what}: their type is given as text, {type!r}: give the type itself, without quotes"
+            f"{what} cannot be of type {type!r}: text is not supported; give the type itself, "
+            "without quotes, or give a codec of your own as the serializer"
         )
     form = Any if type is None or type is object else unaliased(type)
     inner = without_none(form)
