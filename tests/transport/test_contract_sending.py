@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 import trio
 
 from tests.transport.helpers import LIMIT, declared, produce, read_all, transaction, unique
@@ -40,6 +41,24 @@ async def test_many_handed_over_at_once_arrive_as_each_would(transport: Transpor
         assert all(there == (asked or there) for asked, there in stamps)
     free = sorted(r.value or b"" for p in found.values() for r in p if r.timestamp_ms == 1_000)
     assert free == [b"%d" % n for n in range(40, 60)]
+
+
+async def test_a_watched_record_that_is_refused_early_is_named_by_the_commit(
+    transport: Transport,
+) -> None:
+    """Its report may come before the commit; that is not what tells who is refused."""
+    topic = await declared(transport, config={"max.message.bytes": "10000"})
+    with trio.fail_after(LIMIT):
+        async with transaction(transport, unique("id")) as producer:
+            try:
+                await produce(producer, topic, [bytes(20_000)], watch=True)
+            except RecordRefused:
+                return  # a driver that needs no answer to know
+            await trio.sleep(0.3)  # for the answer, which comes or comes not
+            with pytest.raises(CommitFailed) as caught:
+                await producer.commit({}, None)
+            assert caught.value.refused is not None
+            assert caught.value.refused.topic == topic
 
 
 async def test_each_caller_hears_of_his_own_records_alone(transport: Transport) -> None:

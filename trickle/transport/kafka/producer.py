@@ -67,11 +67,12 @@ class TransactionalProducer(KafkaProducer):
             )
         metadata = member.metadata if isinstance(member, KafkaMember) else None
         fates, self._fates = self._fates, Fates()
-        for error, _ in fates.failures():
-            await self.abort()
-            raise CommitFailed(
-                f"the transaction was aborted: the client did not take a record: {said(error)}"
-            )
+        for error, message in fates.failures():
+            if message is None:  # the client did not take it, and so would not miss it
+                await self.abort()
+                raise CommitFailed(
+                    f"the transaction was aborted: the client did not take a record: {said(error)}"
+                )
         content = self._content
         await self._end(self._transactions.commit, content, as_partitions(offsets), metadata)
         return fates.ends
