@@ -145,12 +145,13 @@ class Deadline:
         self._at = None
 
     def _count_down(self) -> None:
-        while self._at is not None:
-            left = self._at - time.monotonic()
+        # It goes on when nothing is armed: an end of its own could meet the next arm().
+        while True:
+            at = self._at
+            left = 0.1 if at is None else at - time.monotonic()
             if left <= 0:
                 self._leave()
             time.sleep(min(left, 0.1))
-        self._counting = False
 
     def _leave(self) -> None:
         try:
