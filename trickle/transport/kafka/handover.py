@@ -30,7 +30,7 @@ from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from trickle.context import Effect
     from trickle.transport.contract import ProducerOptions
@@ -50,6 +50,7 @@ _PAUSE = 0.001
 _ANY_PARTITION = -1
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def _number(partition: int | None) -> int:
@@ -63,6 +64,14 @@ def _stamp(timestamp_ms: int | None) -> int:
 
 def _pairs(headers: Headers) -> list[tuple[str, bytes | None]] | None:
     return list(headers) or None
+
+
+def _column(convert: Callable[[T], U], values: tuple[T, ...]) -> Iterable[U]:
+    """Convert a column; most often all its values are the same, and are converted once."""
+    first = values[0]
+    if values.count(first) == len(values):
+        return repeat(convert(first))
+    return map(convert, values)
 
 
 class Fates:
@@ -189,11 +198,11 @@ class KafkaProducer:
                 topics,
                 left,
                 keys,
-                repeat(_ANY_PARTITION) if set(partitions) == {None} else map(_number, partitions),
+                _column(_number, partitions),
                 repeat(self._report(fates)),
                 repeat(None),
-                stamps if all(stamps) else map(_stamp, stamps),
-                map(_pairs, headers) if any(headers) else repeat(None),
+                stamps if all(stamps) else _column(_stamp, stamps),
+                _column(_pairs, headers),
             )
             in_vain = 1  # the one that was tried last
             try:
