@@ -156,8 +156,9 @@ async def test_an_agent_that_fails_while_others_drain_does_not_cut_them_short(
 class Disturbed:
     """A seeded run of an app under failing commits, rebalances, members given up and delays."""
 
-    def __init__(self, seed: int, guarantee: Guarantee) -> None:
+    def __init__(self, seed: int, guarantee: Guarantee, *, moving: bool = False) -> None:
         self.draw = random.Random(seed)
+        self.moving = moving
         self.scene = Scene(
             commit_interval=self.draw.choice([0.1, 5]),
             processing_guarantee=guarantee,
@@ -176,7 +177,7 @@ class Disturbed:
                     await t.send(scene.source, number, key=draw.choice("abcd"))
                 await self._disturb(t)
                 await t.advance(draw.choice([0.03, 0.1, 0.3, 1.1]))
-            t.broker.commit_delay = 0
+            t.broker.commit_delay = t.broker.fetch_delay = 0
             while t.broker.take_fault() is not None:
                 pass  # no commit has met it
             await t.advance(120)
@@ -195,6 +196,10 @@ class Disturbed:
                 t.broker.kill(member)
         elif chance < 0.6:
             t.broker.commit_delay = draw.choice([0.1, 0.6])
+        elif chance < 0.75:  # openings that take longer than it takes a commit to fail
+            t.broker.fetch_delay = draw.choice([0.0, 0.2, 1.5])
+        elif chance < 0.8 and self.moving:
+            await t.rebalance(workers=draw.choice([1, 2, 3]))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -211,6 +216,19 @@ async def test_nothing_is_lost_or_doubled_whatever_becomes_of_commits(
     if workers == 1:
         assert scene.sent(t) == sorted(scene.sent(t))
         assert scene.called == scene.sunk
+
+
+@pytest.mark.parametrize("seed", range(16))
+async def test_nothing_is_lost_or_doubled_while_workers_come_and_go(
+    mock_clock: MockClock, seed: int
+) -> None:
+    """Ticks may be sent again here, by a worker whose partitions have moved (see reliability)."""
+    run = Disturbed(seed, "exactly_once", moving=True)
+    t = await run.run(seed, 2)
+    scene = run.scene
+    values = sorted(event.value for event in t.sent(scene.source))
+    assert sorted(scene.called) == sorted(scene.sunk) == values
+    assert set(scene.sent(t)) == set(range(1, run.ticked + 1))
 
 
 @pytest.mark.parametrize("seed", range(8))
