@@ -98,8 +98,9 @@ class Fates:
             self.errors[error] = message
 
     def failures(self) -> list[tuple[KafkaError, Message | None]]:
-        """Return the errors."""
-        return [(error, message) for error, message in self.errors.items() if error is not None]
+        """Return the errors; the client's thread may still add some, and a list is made at once."""
+        known = list(self.errors.items())
+        return [(error, message) for error, message in known if error is not None]
 
 
 class KafkaProducer:
