@@ -217,6 +217,20 @@ async def test_a_deleted_groups_directory_is_noticed(
     assert listener.told == [("assigned", frozenset(IN)), ("lost", frozenset(IN))]
 
 
+async def test_a_lock_that_cannot_be_taken_is_told_in_a_sentence(
+    log: EmbeddedTransport, directory: Path
+) -> None:
+    """As where the disk has no room for its file; here a directory is in its place."""
+    for path in ("groups", "groups/group", "groups/group/partitions"):
+        (directory / path).mkdir(mode=0o700, exist_ok=True)
+    (directory / f"groups/group/partitions/{len(IN)}-0.lock").mkdir()
+    options = ConsumerOptions(group="group", topics=("in",))
+    with trio.fail_after(10):
+        async with log.consumer(options, Silent()) as consumer:
+            with pytest.raises(TransportError, match=r"group 'group': its files under .* Is a dir"):
+                await consumer.fetch()
+
+
 async def test_a_commit_for_a_partition_of_another_member_fails(
     log: EmbeddedTransport, url: str
 ) -> None:

@@ -174,6 +174,12 @@ class LogConsumer:
                     version = self._hub.wake.version
         except Exception as error:  # noqa: BLE001 - fetch raises it
             self._failure = error
+            if isinstance(error, OSError):  # no room, or too many open files
+                self._failure = TransportError(
+                    f"group {self._group!r}: its files under {self._hub.directory}/groups cannot "
+                    f"be used: {error.strerror} ({error.filename})"
+                )
+                self._failure.__cause__ = error
             self._positions.clear()
             self._hub.wake.bump()
 
