@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from trickle.context import Effect
-from trickle.exceptions import RecordRefused
+from trickle.exceptions import BrokerUnavailable, CommitFailed, RecordRefused
 from trickle.transport.contract import ProducerOptions, TransportOptions
 from trickle.transport.kafka.config import read_config
 from trickle.transport.kafka.logs import ClientLog
@@ -24,6 +24,21 @@ def producer() -> AbstractAsyncContextManager[TransactionalProducer | PlainProdu
     client = {"queue.buffering.max.messages": QUEUE, "message.max.bytes": LIMIT}
     config = read_config("kafka://127.0.0.1:1", TransportOptions(client=client))
     return open_producer(config, ProducerOptions(), ClientLog(config))
+
+
+async def test_a_client_that_delivers_nothing_twice_in_a_row_is_replaced() -> None:
+    """As one whose broker was killed and came back may not, for ever."""
+    config = read_config("kafka://127.0.0.1:1", TransportOptions(request_timeout=0.5))
+    with trio.fail_after(30):
+        async with open_producer(config, ProducerOptions(), ClientLog(config)) as client:
+            clients: list[object] = []
+            for _ in range(4):
+                clients.append(client._client)  # pyright: ignore[reportPrivateUsage]
+                assert client.produce(*small(1)[0])
+                with pytest.raises((CommitFailed, BrokerUnavailable)):
+                    await client.commit({}, None)
+                assert client.ready
+    assert [clients.index(one) for one in clients] == [0, 0, 2, 2]
 
 
 def small(count: int) -> list[Effect]:

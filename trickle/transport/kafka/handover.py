@@ -97,6 +97,11 @@ class Fates:
         else:
             self.errors[error] = message
 
+    @property
+    def some_delivered(self) -> bool:
+        """Whether one of them was delivered."""
+        return None in self.errors or bool(self.ends)
+
     def failures(self) -> list[tuple[KafkaError, Message | None]]:
         """Return the errors; the client's thread may still add some, and a list is made at once."""
         known = list(self.errors.items())

@@ -146,6 +146,7 @@ class PlainProducer(KafkaProducer):
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         super().__init__(config, options, log)
         self._sending = 0
+        self._silent = False  # what was to be delivered last was not, in all its time
 
     async def commit(
         self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
@@ -167,8 +168,9 @@ class PlainProducer(KafkaProducer):
         timeout = self._config.request_timeout
         left = await self._call(self._flush, client, timeout)
         failures = fates.failures()
-        if self._fatal or any(error.fatal() for error, _ in failures):
-            await self._replace(client)
+        errors = [error for error, _ in failures]
+        in_vain = bool(left) or any(error.code() in _NOT_DELIVERED for error in errors)
+        await self._look_at(client, errors, in_vain=in_vain and not fates.some_delivered)
         for error, message in failures:
             if error.code() in REFUSED and message is not None:
                 refused = refused_record(error, message.topic() or "", message.partition())
@@ -229,8 +231,8 @@ class PlainProducer(KafkaProducer):
         if not answers:
             raise unavailable(self._config.url, timeout, what, None)
         error, message = answers[0]
-        if error is not None and error.fatal():
-            await self._replace(client)
+        in_vain = error is not None and error.code() in _NOT_DELIVERED
+        await self._look_at(client, [error] if error else [], in_vain=in_vain)
         if error is None:
             assert message is not None
             where, offset = cast("int", message.partition()), cast("int", message.offset())
@@ -247,6 +249,22 @@ class PlainProducer(KafkaProducer):
             self._read_reports(self._client, SERVE_PERIOD)
         else:
             super().idle()
+
+    async def _look_at(self, client: Producer, errors: list[KafkaError], *, in_vain: bool) -> None:
+        """Replace a client that is of no more use.
+
+        It says so itself, or it delivers nothing: one whose broker was killed and came back has
+        been seen to send nothing any more, for minutes and without a word.
+
+        Args:
+            client: the one that was used.
+            errors: of records that it has not delivered.
+            in_vain: of several that it had all its time for, it has delivered none.
+        """
+        silent, self._silent = self._silent, in_vain
+        if self._fatal or (silent and in_vain) or any(error.fatal() for error in errors):
+            self._silent = False
+            await self._replace(client)
 
     async def _replace(self, client: Producer) -> None:
         """Make a new client in place of one that is of no more use, unless another has."""
