@@ -244,6 +244,7 @@ async def test_a_stopped_process_between_writes_stops_nobody(
                     await write(log, "in", (None, b"value"))
                     written = True
                 os.kill(program.process.pid, signal.SIGCONT)
+                await write(log, "in", (None, b"value"))  # it has left what it was in
 
 
 async def test_a_fork_is_told(log: EmbeddedTransport, url: str) -> None:
