@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     _Call: TypeAlias = tuple[Callable[..., object], tuple[Any, ...], _Answer]
 
 
-_GIVEN_UP = KafkaException(KafkaError(_TIMED_OUT, "nobody waits for this call any more"))
+def _given_up() -> KafkaException:
+    # A new one each time: one that is raised again and again keeps the frames, and their clients.
+    return KafkaException(KafkaError(_TIMED_OUT, "nobody waits for this call any more"))
 
 
 class Caller:
@@ -71,7 +73,7 @@ class Caller:
     def give_up(self) -> None:
         """End the call that is under way, and any later one, by an error; from any thread."""
         self._given_up = True
-        self._answer.put(_GIVEN_UP)
+        self._answer.put(_given_up())
 
     def check(self) -> None:
         """Raise where the calls were given up.
@@ -80,7 +82,7 @@ class Caller:
             KafkaException: they were.
         """
         if self._given_up:
-            raise _GIVEN_UP
+            raise _given_up()
 
     def end(self) -> None:
         """Let the thread end once it is free."""

@@ -175,9 +175,9 @@ class PlainProducer(KafkaProducer):
             if error.code() in REFUSED and message is not None:
                 refused = refused_record(error, message.topic() or "", message.partition())
                 raise CommitFailed(f"a record was not stored: {refused}", refused=refused)
-        for error, _ in failures:
+        if errors:
             raise CommitFailed(
-                f"not all records were delivered to broker={self._config.url!r}: {said(error)}"
+                f"not all records were delivered to broker={self._config.url!r}: {said(errors[0])}"
             )
         if left:
             raise unavailable(self._config.url, timeout, f"delivering {left} records", None)
