@@ -1,4 +1,4 @@
-"""What waits for a generation: pure."""
+"""What waits for a generation, and how a commit of unknown outcome is told."""
 
 from __future__ import annotations
 
@@ -6,29 +6,78 @@ import pytest
 
 from trickle.calls import Calls
 from trickle.context import Effect
+from trickle.outcomes import Outcomes
 from trickle.outstanding import Outstanding
 from trickle.positions import Positions
 from trickle.snapshots import Snapshot
+from trickle.transport.contract import Mark
+from trickle.transport.memory import MemoryBroker
+from trickle.transport.memory.transport import MemoryAdmin
 from trickle.types import TopicPartition
+
+SOURCE = TopicPartition("source", 0)
+PLAN = {SOURCE: Positions(1, committer="id")}
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker()
+
+
+@pytest.fixture
+def outcomes(broker: MemoryBroker) -> Outcomes:
+    return Outcomes(MemoryAdmin(broker), group="app", transactional_id="id", topic="source")
 
 
 def effect(number: int) -> Effect:
     return ("ticks", None, None, b"%d" % number, (), None)
 
 
+def commit(mark: Mark | None) -> Snapshot:
+    return Snapshot(PLAN, [], 1, 1, [lambda: None], [effect(1)], None, mark)
+
+
 @pytest.mark.parametrize("transactional", [True, False])
 @pytest.mark.parametrize("happened", [True, False])
-def test_what_a_commit_in_doubt_leaves(transactional: bool, happened: bool) -> None:
+async def test_what_a_commit_in_doubt_leaves(
+    broker: MemoryBroker, outcomes: Outcomes, transactional: bool, happened: bool
+) -> None:
     """At least once, others may have committed the same: that proves nothing of our records."""
     calls = Calls()
-    outstanding = Outstanding(calls, transactional=transactional)
-    plan = {TopicPartition("source", 0): Positions(1)}
+    outstanding = Outstanding(calls, outcomes, transactional=transactional)
     outstanding.held = True
-    outstanding.doubt = Snapshot(plan, [], 1, 1, [lambda: None], [effect(1)], None)
+    outstanding.doubt = commit(None)
     outstanding.ticks = [effect(2)]
-    assert (outstanding.plan, outstanding.at_stake, outstanding.owing) == (plan, True, True)
-    outstanding.resolve(happened=happened)
+    if happened:
+        broker.commit_offsets("app", {SOURCE: PLAN[SOURCE].write()})
+    assert (outstanding.at_stake, outstanding.owing) == (True, True)
+    assert await outstanding.resolve() is happened
     again = [] if happened and transactional else [effect(1)]
     assert outstanding.ticks == [*again, effect(2)]
     assert bool(calls) is happened
-    assert (outstanding.plan, outstanding.at_stake, outstanding.owing) == (None, False, True)
+    assert (outstanding.doubt, outstanding.at_stake, outstanding.owing) == (None, False, True)
+    assert not await outstanding.resolve()
+
+
+async def test_a_mark_tells_whatever_others_have_committed_since(
+    broker: MemoryBroker, outcomes: Outcomes
+) -> None:
+    mark, other = outcomes.mark("ticks"), outcomes.mark("ticks")
+    assert mark is not None
+    assert other is not None
+    assert (mark.group, mark.at) == ("id", SOURCE)
+    broker.commit_offsets("app", {SOURCE: Positions(9, committer="other").write()})
+    assert not await outcomes.happened(commit(mark))
+    broker.commit_offsets(mark.group, {mark.at: mark.offset})
+    assert await outcomes.happened(commit(mark))
+    assert not await outcomes.happened(commit(other))
+
+
+async def test_no_mark_without_a_transactional_id_and_where_nothing_is_read_a_topic_that_is_written(
+    broker: MemoryBroker,
+) -> None:
+    none = Outcomes(MemoryAdmin(broker), group="app", transactional_id="", topic="source")
+    assert none.mark("ticks") is None
+    bare = Outcomes(MemoryAdmin(broker), group="app", transactional_id="id").mark("ticks")
+    assert bare is not None
+    assert bare.at == TopicPartition("ticks", 0)

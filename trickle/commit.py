@@ -37,15 +37,16 @@ from trickle.cadence import Cadence
 from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
-from trickle.exceptions import BrokerUnavailable, CommitFailed, ProducerFenced, TrickleError
+from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
+from trickle.outcomes import Outcomes
 from trickle.outstanding import Outstanding
-from trickle.patience import patiently
 from trickle.producer import Producer
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.snapshots import Enrolled, Snapshot, settled_positions
 from trickle.streams import Lane
 from trickle.streams.pace import CHUNK_MAX
+from trickle.transport.contract import Mark
 from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
 from trickle.utils.frames import release_frames
@@ -72,6 +73,7 @@ class Committer(Service):
         producer: publishes.
         consumer: knows what may be committed.
         sensor: told of each commit.
+        outcomes: tells what became of a commit that got no answer.
         transactional: exactly-once.
         interval: seconds from the first settled event to the commit that is due.
         interval_min: seconds between two commits that lanes ask for because they run dry.
@@ -88,6 +90,7 @@ class Committer(Service):
         producer: Producer,
         consumer: Consumer | None,
         sensor: Sensor,
+        outcomes: Outcomes,
         *,
         transactional: bool,
         interval: float,
@@ -121,7 +124,8 @@ class Committer(Service):
         self._chunks = 0
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
-        self.outstanding = Outstanding(self.calls, transactional=transactional)
+        self._outcomes = outcomes
+        self.outstanding = Outstanding(self.calls, outcomes, transactional=transactional)
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
@@ -136,15 +140,11 @@ class Committer(Service):
     def attach(
         self,
         ended: Callable[[CommitFailed], Awaitable[None]],
-        condemn: Callable[[Lane, str, int, TrickleError], None],
+        condemn: Callable[[Lane, str, int, TrickleError], None] | None = None,
     ) -> None:
-        """Tell who opens a new generation after a failure, and who remembers condemned events.
-
-        What timers send waits until the first one is open.
-        """
+        """Tell who opens a new generation after a failure, and who remembers condemned events."""
         self._ended = ended
         self._condemn = condemn
-        self.hold()
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         self.nursery.start_soon(self.calls.make, name="calls after commits")
@@ -162,7 +162,8 @@ class Committer(Service):
                 await self.commit()
             except CommitFailed as error:
                 release_frames(error)
-                await self._generation_ended(error)
+                assert self._ended is not None
+                await self._ended(error)
 
     @property
     def pending(self) -> bool:
@@ -365,9 +366,8 @@ class Committer(Service):
         self._producer.catch_up()
         settled, beyond = settled_positions(self._scopes)
         consumer = self._consumer
-        marked = bool(self._ticks) and self._transactional
         taken = Snapshot(
-            plan=consumer.plan(settled, releasing, beyond, marked) if consumer is not None else {},
+            plan=consumer.plan(settled, releasing, beyond) if consumer is not None else {},
             dirty=[
                 (TopicPartition(changelog, scope.number), shard, changes)
                 for scope in self._scopes
@@ -379,12 +379,19 @@ class Committer(Service):
             after=self._after,
             ticks=self._ticks,
             holder=self._holder,
+            mark=self._mark(),
         )
         self._events = 0
         self._after, self._ticks = [], []
         self.crowded = self._limit == 1
         self._cadence.taken(trio.current_time() if self._busy else math.inf)
         return taken
+
+    def _mark(self) -> Mark | None:
+        """Mark the commit, where it must be known whether it has happened."""
+        if not (self._ticks or self._after):
+            return None
+        return self._outcomes.mark(self._ticks[0][0] if self._ticks else "")
 
     async def _make_durable(self, taken: Snapshot) -> Mapping[TopicPartition, int]:
         """Steps 2 and 3: changelog, offsets, transaction; return where the changelogs end."""
@@ -397,8 +404,8 @@ class Committer(Service):
         )
         if self._transactional:
             member = consumer.member if consumer is not None and offsets else None
-            return await self._producer.commit(changelog, offsets, member)
-        ends = await self._producer.commit(changelog, {}, None)
+            return await self._producer.commit(changelog, offsets, member, taken.mark)
+        ends = await self._producer.commit(changelog, {}, None, None)
         if consumer is not None and offsets:
             await consumer.client.commit(offsets)
         return ends
@@ -411,7 +418,10 @@ class Committer(Service):
         if self._consumer is not None:
             self._consumer.in_doubt(taken.plan)
         self.hold()
-        if failure.refused is None and taken.plan:
+        if failure.unmarked:
+            self._outcomes.stop_marking()
+        known = failure.unmarked or failure.refused is not None
+        if (taken.plan or taken.mark) and not known:
             self.outstanding.doubt = taken
         else:
             self._ticks = taken.ticks + self._ticks
@@ -425,19 +435,6 @@ class Committer(Service):
             self._narrow(failure.refused, taken.events, taken.holder)
 
     # Failures
-
-    async def _generation_ended(self, error: CommitFailed) -> None:
-        if self._ended is not None:
-            await self._ended(error)
-            return
-        # Nobody has lanes here: timers are all there is.
-        if isinstance(error, ProducerFenced):
-            raise error
-        logger.warning("a commit failed, what timers have sent is sent again: %s", error)
-        await trio.sleep(self.pause)
-        self.resume()
-        await patiently(self._producer.ensure_ready)
-        self.go_on()
 
     def overdue(self) -> bool:
         """Tell whether the broker may have ended the transaction by itself, for its age."""

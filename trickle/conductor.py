@@ -121,6 +121,7 @@ class Conductor(Service):
         self.ready = trio.Event()
         self.undrained: list[str] = []
         committer.attach(self.generation_ended, self.condemn)
+        committer.hold()
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         task_status.started()
@@ -198,7 +199,7 @@ class Conductor(Service):
         await self._fencing.renew(self._patient)
         await patiently(self._producer.ensure_ready, self._patient)
         positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
-        await self._resolve_doubt()
+        await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
         scopes = self._group(partitions)
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
@@ -216,17 +217,6 @@ class Conductor(Service):
             logger.info("%s assigned, open after %.2f s", some, took)
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
-
-    async def _resolve_doubt(self) -> bool:
-        """Learn whether a commit that failed has happened: the producer is ready, so it is over."""
-        plan = self._committer.outstanding.plan
-        if plan is None:
-            return False
-        happened = await patiently(lambda: self._consumer.took_effect(plan), self._patient)
-        if happened:
-            logger.info("the commit that got no answer has happened all the same")
-        self._committer.outstanding.resolve(happened=happened)
-        return happened
 
     def _group(self, partitions: Iterable[TopicPartition]) -> list[Scope]:
         groups: dict[tuple[int, int], set[TopicPartition]] = defaultdict(set)
@@ -407,7 +397,7 @@ class Conductor(Service):
                     await self._fencing.renew(self._patient)
                     await self._producer.ensure_ready()
                     await self._consumer.recall(partitions)
-                    found = await self._resolve_doubt()
+                    found = await self._committer.outstanding.resolve(self._patient)
                     happened = found if happened is None else happened
                 self._committer.go_on()
                 await self._committer.commit(releasing=partitions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import trio
@@ -38,7 +38,7 @@ from trickle.transport.contract import (
 from trickle.transport.looks import find_topics
 from trickle.types import TopicPartition
 
-__all__ = ["Consumer"]
+__all__ = ["Consumer", "LateListener"]
 
 logger = logging.getLogger("trickle.consumer")
 
@@ -379,7 +379,6 @@ class Consumer(Service):
         settled: Mapping[TopicPartition, Mapping[str, int]],
         releasing: frozenset[TopicPartition],
         beyond: Mapping[TopicPartition, Mapping[str, Ranges]] | None = None,
-        marked: bool = False,
     ) -> dict[TopicPartition, Positions]:
         """Return the positions that a commit now has to write: those that have changed.
 
@@ -390,7 +389,6 @@ class Consumer(Service):
             settled: the positions of the agents.
             releasing: partitions that are given back.
             beyond: what agents have settled beyond their positions.
-            marked: the commit shows in what is committed, also where no position has moved.
         """
         beyond = beyond or {}
         plan: dict[TopicPartition, Positions] = {}
@@ -417,37 +415,12 @@ class Consumer(Service):
                 plan[partition] = structs.replace(
                     before, committer=self.committer_id, released=True
                 )
-        if marked and not plan and self._committed:  # of partitions that are ours, and known
-            partition, before = min(self._committed.items())
-            plan[partition] = structs.replace(
-                before,
-                committer=self.committer_id,
-                released=partition in releasing,
-                ticks=before.ticks + 1,
-            )
         return plan
 
     def in_doubt(self, partitions: Iterable[TopicPartition]) -> None:
         """A commit of theirs has failed: what is committed is not known until it is recalled."""
         for partition in partitions:
             self._committed.pop(partition, None)
-
-    async def took_effect(self, plan: Mapping[TopicPartition, Positions]) -> bool:
-        """Tell whether a commit whose outcome is not known has happened; it is over by now.
-
-        Each plan differs from what was committed before it, and only its own commit writes it.
-        Where others have committed all of its partitions since, nobody can tell, and it counts as
-        not happened.
-        """
-        admin, group = self._transport.admin, self._options.group
-        try:
-            latest = await admin.committed(group, plan.keys(), stable=True)
-        except BrokerUnavailable as error:
-            if not error.pending:
-                raise
-            # Another worker's, who holds the partitions by now, or one that the broker forgot
-            latest = await admin.committed(group, plan.keys(), stable=False)
-        return any(latest.get(at) == positions.write() for at, positions in plan.items())
 
     def committed(self, plan: Mapping[TopicPartition, Positions]) -> None:
         """The plan's positions have been committed."""
@@ -456,3 +429,29 @@ class Consumer(Service):
     def positions(self) -> Mapping[TopicPartition, Positions]:
         """Return the committed positions of the partitions that this worker holds."""
         return dict(self._committed)
+
+
+class LateListener:
+    """A consumer's listener that is named later: the conductor, which needs the consumer.
+
+    Attributes:
+        target: who listens.
+        told: called after each assignment.
+    """
+
+    target: RebalanceListener
+    told: Callable[[], None] | None = None
+
+    async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """The driver gave partitions."""
+        await self.target.assigned(partitions)
+        if self.told is not None:
+            self.told()
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """The driver takes partitions when this returns."""
+        await self.target.revoked(partitions)
+
+    async def lost(self, partitions: frozenset[TopicPartition]) -> None:
+        """The driver has lost partitions."""
+        await self.target.lost(partitions)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable
 
 from trickle.calls import Calls
 from trickle.context import Effect
-from trickle.positions import Positions
+from trickle.outcomes import Outcomes
+from trickle.patience import patiently
 from trickle.snapshots import Snapshot
-from trickle.types import TopicPartition
 
 __all__ = ["Outstanding"]
+
+logger = logging.getLogger("trickle.commit")
 
 
 class Outstanding:
@@ -26,20 +29,17 @@ class Outstanding:
 
     Args:
         calls: what waits for commits to be called.
+        outcomes: tells what became of a commit.
         transactional: exactly-once.
     """
 
-    def __init__(self, calls: Calls, *, transactional: bool) -> None:
+    def __init__(self, calls: Calls, outcomes: Outcomes, *, transactional: bool) -> None:
         self._calls = calls
+        self._outcomes = outcomes
         self._transactional = transactional
         self.held = False
         self.ticks: list[Effect] = []
         self.doubt: Snapshot | None = None
-
-    @property
-    def plan(self) -> Mapping[TopicPartition, Positions] | None:
-        """The positions of the commit in doubt."""
-        return None if self.doubt is None else self.doubt.plan
 
     @property
     def at_stake(self) -> bool:
@@ -52,15 +52,27 @@ class Outstanding:
         """Whether something waits for a generation."""
         return self.held and (self.doubt is not None or bool(self.ticks))
 
-    def resolve(self, *, happened: bool) -> None:
+    async def resolve(self, patient: Callable[[], bool] = lambda: True) -> bool:
         """Make the calls of the commit in doubt, or send again what its timers sent.
 
-        Without transactions nobody is named in what is committed: whoever has the partitions by
-        now may have committed the same. Calls are made then, and records sent, once too often.
+        The producer is ready, so the commit is over. Without transactions nobody is named in what
+        is committed: whoever has the partitions by now may have committed the same. Calls are made
+        then, and records sent, once too often.
+
+        Args:
+            patient: whether a broker that is away is waited for.
+
+        Returns:
+            Whether there was one, and it has happened.
         """
-        doubt, self.doubt = self.doubt, None
-        assert doubt is not None
+        doubt = self.doubt
+        if doubt is None:
+            return False
+        happened = await patiently(lambda: self._outcomes.happened(doubt), patient)
+        self.doubt = None
         if happened:
+            logger.info("the commit that got no answer has happened all the same")
             self._calls.add(doubt.after)
         if not (happened and self._transactional):
             self.ticks = doubt.ticks + self.ticks
+        return happened

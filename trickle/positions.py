@@ -9,7 +9,7 @@ It names the topic's identity as well, for a topic that was deleted and created 
 records at the same offsets.
 
 The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "a":
-{agent: position}, "l": {agent: ranges}, "n": ticks}``, with only those agents in it whose position
+{agent: position}, "l": {agent: ranges}}``, with only those agents in it whose position
 lies above the committed offset. An agent that is not named is at the committed offset; so is a new
 one. One that this program does not know is carried on while its position lies above the offset, and
 holds nothing back. The ranges are those that an agent with concurrency has settled beyond its
@@ -42,7 +42,6 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     p: str = ""
     a: dict[str, int] = {}
     l: dict[str, str] = {}  # noqa: E741 - each byte counts
-    n: int = 0
 
 
 _decode = msgspec.json.Decoder(_Wire).decode
@@ -60,8 +59,6 @@ class Positions(msgspec.Struct, frozen=True):
         topic_id: the identity of the topic that the offsets mean; empty where it is not known.
         program: what committed them, see :mod:`trickle.namesakes`.
         beyond: what agents have settled beyond their positions.
-        ticks: counts the commits that moved no position and held what timers sent: so each commit
-            shows in what is committed, and it can be told whether one has happened.
     """
 
     offset: int
@@ -71,7 +68,6 @@ class Positions(msgspec.Struct, frozen=True):
     topic_id: str = ""
     program: str = ""
     beyond: Mapping[str, Ranges] = {}
-    ticks: int = 0
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
@@ -105,9 +101,7 @@ class Positions(msgspec.Struct, frozen=True):
             if ledger.ranges:
                 ranges[name] = ledger.ranges
         agents = {name: position for name, position in agents.items() if position > lowest}
-        return Positions(
-            lowest, agents, committer, released, self.topic_id, self.program, ranges, self.ticks
-        )
+        return Positions(lowest, agents, committer, released, self.topic_id, self.program, ranges)
 
     def room(self, agents: Iterable[str], sharing: Collection[str], committer: str) -> int:
         """Return how many characters one agent's ranges may have in the metadata.
@@ -121,16 +115,15 @@ class Positions(msgspec.Struct, frozen=True):
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in carried.items()}
         texts.update(dict.fromkeys(sharing, ""))
         ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
-        full = Positions(0, ends, committer, True, self.topic_id, self.program, ticks=_OFFSET_MAX)
+        full = Positions(0, ends, committer, True, self.topic_id, self.program)
         return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
 
     def _wire(self, texts: dict[str, str]) -> _Wire:
         """Return the metadata as it is to be encoded."""
         released = int(self.released)
         return _Wire(
-            self.committer, released, self.topic_id, self.program, dict(self.agents), texts,
-            self.ticks,
-        )  # fmt: skip
+            self.committer, released, self.topic_id, self.program, dict(self.agents), texts
+        )
 
     def write(self) -> CommittedOffset:
         """Return what is committed.
@@ -175,4 +168,4 @@ def read_positions(committed: CommittedOffset) -> Positions:
         }
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
-    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n)
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond)

@@ -28,6 +28,7 @@ from trickle.service import Service
 from trickle.transport.contract import (
     CommittedOffset,
     Delivery,
+    Mark,
     Member,
     ProducerClient,
     ProducerOptions,
@@ -216,12 +217,14 @@ class Producer(Service):
         changelog: Iterable[tuple[str, int, list[tuple[bytes, bytes | None]]]],
         offsets: Mapping[TopicPartition, CommittedOffset],
         member: Member | None,
+        mark: Mark | None,
     ) -> Mapping[TopicPartition, int]:
         """Commit what was published before :meth:`hold`, changelog records, and offsets.
 
         Args:
             changelog: topic, partition, and (key, value) in chunks.
             offsets: empty under at-least-once.
+            mark: by which it can be told, if need be.
 
         Returns:
             The position behind the last changelog record of each changelog partition.
@@ -252,7 +255,7 @@ class Producer(Service):
             await self._abort(client)
             raise CommitFailed(str(refused), refused=refused)
         self._begun = False
-        ends = await client.commit(offsets, member)
+        ends = await client.commit(offsets, member, mark)
         for topic, count in self._committing.items():
             self._sensor.records_out(topic, count)
         return ends

@@ -37,14 +37,16 @@ import trio
 from trickle.commit import Committer
 from trickle.conductor import Conductor
 from trickle.config import Resolved
-from trickle.consumer import Consumer
+from trickle.consumer import Consumer, LateListener
 from trickle.context import OUTLET, binding_children
 from trickle.definitions import Definitions
 from trickle.fetcher import Fetcher
 from trickle.identity import Identity, claim_identity
 from trickle.inboxes import Inboxes
 from trickle.inside import inside
+from trickle.laneless import Laneless
 from trickle.namesakes import program_of
+from trickle.outcomes import Outcomes
 from trickle.producer import Producer
 from trickle.sensors import Monitor, Sensors
 from trickle.service import Service, ServiceStatistics
@@ -123,6 +125,7 @@ class Run(Service):
         self.standbys: Standbys | None = None
         self.conductor: Conductor | None = None
         self.committer: Committer | None = None
+        self.laneless: Laneless | None = None
         self.producer: Producer | None = None
         self.consumer: Consumer | None = None
         self.topology: Topology | None = None
@@ -251,7 +254,8 @@ class Run(Service):
         if agents:
             await self._start_lanes(transport, agents, identity)
         elif self.producer is not None:
-            self.committer = self._make_committer(self.producer, None)
+            self.committer = self._make_committer(transport, self.producer, None)
+            self.laneless = Laneless(self.producer, self.committer)
             await self._start(self.committer)
         if not self._client:
             await self._start_edge()
@@ -318,12 +322,23 @@ class Run(Service):
             transactional=settings.processing_guarantee == "exactly_once",
         )
 
-    def _make_committer(self, producer: Producer, consumer: Consumer | None) -> Committer:
-        settings = self.settings
+    def _make_committer(
+        self, transport: Transport, producer: Producer, consumer: Consumer | None
+    ) -> Committer:
+        settings, topology = self.settings, self.topology
+        assert topology is not None
+        assert self._identity is not None
+        outcomes = Outcomes(
+            transport.admin,
+            group=self.definitions.id,
+            transactional_id=self._identity.transactional_id,
+            topic=min(topology.counts, default=""),
+        )
         return Committer(
             producer,
             consumer,
             self._sensor,
+            outcomes,
             transactional=settings.processing_guarantee == "exactly_once",
             interval=settings.commit_interval,
             interval_min=settings.commit_interval_min,
@@ -350,7 +365,7 @@ class Run(Service):
             guarantee=settings.processing_guarantee,
             buffer_bytes=settings.buffer_bytes,
         )
-        listener = _Late()
+        listener = LateListener()
         consumer = self.consumer = Consumer(
             transport,
             options,
@@ -369,7 +384,7 @@ class Run(Service):
             ),
         )
         self.tables.unblock = consumer.end_forgotten
-        self.committer = self._make_committer(self.producer, consumer)
+        self.committer = self._make_committer(transport, self.producer, consumer)
         inboxes = Inboxes(self._sensor)
         conductor = self.conductor = listener.target = Conductor(
             agents=agents,
@@ -434,8 +449,8 @@ class Run(Service):
         await self._tree.end_after(self._fetcher or self.committer)
         if self.conductor is not None:
             await self._tree.closing(self.conductor.close)
-        elif self.committer is not None:
-            await self._tree.closing(self.committer.commit)
+        elif self.laneless is not None:
+            await self._tree.closing(self.laneless.close)
         if self.committer is not None:
             await self._make_last_calls(self.committer)
         await self._tree.end_after(None)
@@ -449,28 +464,6 @@ class Run(Service):
                 "what is called after commits (after_commit, sinks) did not end within "
                 "drain_timeout=%g s: cancelled", timeout,
             )  # fmt: skip
-
-
-class _Late:
-    """The consumer's listener: the conductor, which needs the consumer to be made.
-
-    Attributes:
-        told: called after each assignment.
-    """
-
-    target: Conductor
-    told: Callable[[], None] | None = None
-
-    async def assigned(self, partitions: frozenset[Any]) -> None:
-        await self.target.assigned(partitions)
-        if self.told is not None:
-            self.told()
-
-    async def revoked(self, partitions: frozenset[Any]) -> None:
-        await self.target.revoked(partitions)
-
-    async def lost(self, partitions: frozenset[Any]) -> None:
-        await self.target.lost(partitions)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from trickle.ledger import Ranges
 from trickle.positions import Positions
 from trickle.streams import ConcurrentLane, Lane
 from trickle.tables import Changes, Shard
+from trickle.transport.contract import Mark
 from trickle.types import TopicPartition
 
 __all__ = ["Enrolled", "Snapshot", "settled_positions"]
@@ -43,6 +44,7 @@ class Snapshot(NamedTuple):
     after: list[Call]
     ticks: list[Effect]
     holder: Lane | None
+    mark: Mark | None
 
     @property
     def empty(self) -> bool:

@@ -45,7 +45,7 @@ class FullClient:
         await trio.lowlevel.checkpoint()
         raise BrokerUnavailable("away")
 
-    async def commit(self, offsets: object, member: object) -> dict[Any, int]:
+    async def commit(self, offsets: object, member: object, mark: object) -> dict[Any, int]:
         self.committed += self.open
         self.open.clear()
         return {}
@@ -68,7 +68,7 @@ async def test_what_a_full_queue_cut_short_is_not_in_the_next_transaction() -> N
             producer.catch_up()
             producer.hold()
             try:
-                await producer.commit((), {}, None)
+                await producer.commit((), {}, None, None)
             except BrokerUnavailable:
                 producer.reset()
                 client.room = 10

@@ -30,6 +30,7 @@ from trickle.exceptions import (
 )
 from trickle.transport.contract import (
     CommittedOffset,
+    Mark,
     ProducerOptions,
     TopicSpec,
     Transport,
@@ -303,6 +304,31 @@ async def test_offsets_and_metadata_join_the_transaction(transport: Transport) -
             assert await admin.committed(group, [zero, one]) == expected
             assert await admin.committed(unique("other"), [zero]) == {zero: None}
         assert values((await read_all(transport, topic))[0]) == [b"first"]
+
+
+async def test_a_mark_joins_the_transaction_beside_the_offsets_of_the_group(
+    transport: Transport,
+) -> None:
+    group, topic, name = unique("group"), await declared(transport), unique("id")
+    zero, admin = TopicPartition(topic, 0), transport.admin
+    marks = [Mark(name, zero, CommittedOffset(1 << 62, text)) for text in ("a", "b", "c")]
+    with trio.fail_after(LIMIT):
+        async with transaction(transport, name, group) as producer:
+            assert await admin.committed(name, [zero]) == {zero: None}
+            await produce(producer, topic, [b"first"])
+            await producer.commit({zero: CommittedOffset(3)}, None, marks[0])
+            assert await admin.committed(name, [zero]) == {zero: marks[0].offset}
+            assert await admin.committed(group, [zero]) == {zero: CommittedOffset(3)}
+            await producer.commit({}, None, marks[1])  # a mark alone
+            assert await admin.committed(name, [zero]) == {zero: marks[1].offset}
+            async with transaction(transport, name, group) as second:
+                await produce(producer, topic, [b"too late"])
+                with pytest.raises(ProducerFenced):
+                    await producer.commit({zero: CommittedOffset(7)}, None, marks[2])
+                assert await admin.committed(name, [zero]) == {zero: marks[1].offset}
+                await second.commit({}, None, marks[2])
+                assert await admin.committed(name, [zero]) == {zero: marks[2].offset}
+        assert await admin.committed(group, [zero]) == {zero: CommittedOffset(3)}
 
 
 async def test_a_second_producer_of_the_same_id_fences_the_first(transport: Transport) -> None:

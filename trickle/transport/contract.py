@@ -35,6 +35,7 @@ __all__ = [
     "ConsumerClient",
     "ConsumerOptions",
     "Delivery",
+    "Mark",
     "Member",
     "ProducerClient",
     "ProducerOptions",
@@ -107,6 +108,20 @@ class CommittedOffset(NamedTuple):
 
     offset: int
     metadata: str = ""
+
+
+class Mark(NamedTuple):
+    """An offset by which a transaction can be told, once it is over.
+
+    Attributes:
+        group: the producer's own: nobody else commits for it.
+        at: a partition that exists, whichever.
+        offset: what no other transaction commits there.
+    """
+
+    group: str
+    at: TopicPartition
+    offset: CommittedOffset
 
 
 class Member(Protocol):
@@ -305,11 +320,17 @@ class ProducerClient(Protocol):
         ...
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
+        self,
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+        mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
         """Make all that was produced since the last commit, and the offsets, one durable whole.
 
         Without a transactional id: wait until all of it is delivered; ``offsets`` must be empty.
+
+        Args:
+            mark: committed with it, so that it can be told whether all of it was.
 
         Returns:
             For each partition with a watched record, the position behind the last one.

@@ -19,7 +19,7 @@ import trio
 
 from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, TransportError, UsageError
-from trickle.transport.contract import CommittedOffset, Delivery, Member
+from trickle.transport.contract import CommittedOffset, Delivery, Mark, Member
 from trickle.transport.embedded.environment import WriteTxn
 from trickle.transport.embedded.hub import Hub
 from trickle.transport.embedded.stager import Stager, write_lane
@@ -182,10 +182,13 @@ class PlainProducer:
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
+        self,
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+        mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
         """Wait until all that was produced is on disk."""
-        if offsets:
+        if offsets or mark is not None:
             raise UsageError("commit(offsets) needs a producer with a transactional id")
         self._flush()
         # What others send meanwhile is theirs to wait for.

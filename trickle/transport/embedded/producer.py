@@ -22,7 +22,7 @@ from trickle.exceptions import (
     TransportError,
     UsageError,
 )
-from trickle.transport.contract import CommittedOffset, Delivery, Member, ProducerOptions
+from trickle.transport.contract import CommittedOffset, Delivery, Mark, Member, ProducerOptions
 from trickle.transport.embedded import log
 from trickle.transport.embedded.environment import WriteTxn
 from trickle.transport.embedded.group import Membership
@@ -93,14 +93,17 @@ class TransactionalProducer:
         await trio.lowlevel.checkpoint()
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
+        self,
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+        mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
         """Make records and offsets one durable whole; see the contract."""
         self._check()
         self._ready = False
         staged = self._stager.take()
         try:
-            change = partial(self._apply, staged=staged, offsets=offsets, member=member)
+            change = partial(self._apply, staged=staged, offsets=offsets, member=member, mark=mark)
             return await self._hub.writer.run(change, self._timeout, staged.size)
         except ProducerFenced:
             self._fenced = True
@@ -134,6 +137,7 @@ class TransactionalProducer:
         staged: Staging,
         offsets: Mapping[TopicPartition, CommittedOffset],
         member: Member | None,
+        mark: Mark | None,
     ) -> dict[TopicPartition, int]:
         if log.epoch(txn, self._identity) != self._epoch:
             raise self._fenced_error()
@@ -141,6 +145,8 @@ class TransactionalProducer:
             if self._options.group is None:
                 raise UsageError("commit(offsets) needs ProducerOptions(group=…)")
             commit_offsets(txn, self._options.group, offsets, member)
+        if mark is not None:
+            commit_offsets(txn, mark.group, {mark.at: mark.offset}, None)
         watched: dict[TopicPartition, int] = {}
         for lane in staged.lanes():
             first = write_lane(txn, lane)

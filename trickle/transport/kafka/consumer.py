@@ -19,6 +19,7 @@ from trickle.transport.kafka.batch import KafkaBatch, merge
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.errors import MEMBERSHIP, error_of, failed, said, unavailable
 from trickle.transport.kafka.fork import forked_error, watch_forks
+from trickle.transport.kafka.offsets import as_partitions
 from trickle.transport.kafka.owner import Epoch, Kind, Notice, Owner
 from trickle.utils.bridge import open_bridge
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from trickle.types import TopicPartition
     from trickle.utils.bridge import Bridge
 
-__all__ = ["KafkaConsumer", "as_partitions", "open_consumer"]
+__all__ = ["KafkaConsumer", "open_consumer"]
 
 _CLOSE_TIMEOUT = 5.0  # seconds for leaving the group; a dead broker would hold us for 40
 _RETIRE_TIMEOUT = 2.0
@@ -363,11 +364,6 @@ async def open_consumer(
     carried = carried or client.unraised()
     if carried is not None:
         raise carried
-
-
-def as_partitions(offsets: Mapping[TopicPartition, CommittedOffset]) -> list[Partition]:
-    """Return offsets as the client takes them."""
-    return [Partition(tp.topic, tp.partition, at.offset, at.metadata) for tp, at in offsets.items()]
 
 
 def _nothing() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "PASSING",
     "REFUSED",
     "STALE",
+    "UNAUTHORIZED",
     "UNKNOWN_TOPIC",
     "error_of",
     "failed",
@@ -81,6 +82,10 @@ OUT_OF_RANGE = frozenset(
         KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
         KafkaError.OFFSET_OUT_OF_RANGE,
     }
+)
+
+UNAUTHORIZED = frozenset(
+    {KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED}
 )
 
 UNKNOWN_TOPIC = frozenset(

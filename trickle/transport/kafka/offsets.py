@@ -22,15 +22,20 @@ from trickle.transport.kafka.errors import AWAY, error_of
 from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
 
-__all__ = ["CommittedReader"]
+__all__ = ["CommittedReader", "as_partitions"]
 
 _PAUSE_MAX = 0.05  # seconds between looks at offsets that a transaction still holds back
 _TIMED_OUT = KafkaError._TIMED_OUT  # pyright: ignore[reportPrivateUsage]
+
+
+def as_partitions(offsets: Mapping[TopicPartition, CommittedOffset]) -> list[Partition]:
+    """Return offsets as the client takes them."""
+    return [Partition(tp.topic, tp.partition, at.offset, at.metadata) for tp, at in offsets.items()]
 
 
 class CommittedReader:

@@ -10,7 +10,6 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from trickle.exceptions import CommitFailed, UsageError
 from trickle.transport.kafka.closing import bury
-from trickle.transport.kafka.consumer import as_partitions
 from trickle.transport.kafka.errors import (
     REFUSED,
     failed,
@@ -20,6 +19,7 @@ from trickle.transport.kafka.errors import (
 )
 from trickle.transport.kafka.fork import forked_error
 from trickle.transport.kafka.handover import SERVE_PERIOD, Fates, KafkaProducer, not_ready
+from trickle.transport.kafka.offsets import as_partitions
 from trickle.transport.kafka.owner import KafkaMember
 from trickle.transport.kafka.transaction import Content, Transactions, make_producer
 from trickle.types import RecordMetadata
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
     from trickle.context import Effect
-    from trickle.transport.contract import CommittedOffset, Delivery, Member, ProducerOptions
+    from trickle.transport.contract import CommittedOffset, Delivery, Mark, Member, ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.handover import Report
     from trickle.transport.kafka.logs import ClientLog
@@ -58,7 +58,10 @@ class TransactionalProducer(KafkaProducer):
         self._ends_begun = 0
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
+        self,
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+        mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
         """Make all that was produced, and the offsets, one durable whole."""
         if offsets and member is None and self._options.group is None:
@@ -74,7 +77,8 @@ class TransactionalProducer(KafkaProducer):
                     f"the transaction was aborted: the client did not take a record: {said(error)}"
                 )
         content = self._content
-        await self._end(self._transactions.commit, content, as_partitions(offsets), metadata)
+        args = (content, as_partitions(offsets), metadata, mark)
+        await self._end(self._transactions.commit, *args)
         return fates.ends
 
     async def abort(self) -> None:
@@ -149,10 +153,13 @@ class PlainProducer(KafkaProducer):
         self._silent = False  # what was to be delivered last was not, in all its time
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
+        self,
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+        mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
         """Wait until all that was produced is delivered."""
-        if offsets:
+        if offsets or mark is not None:
             raise UsageError("without a transactional id offsets are the consumer's to commit")
         fates, self._fates = self._fates, Fates()
         return await self.deliver(fates)

@@ -38,12 +38,14 @@ from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
     FENCED,
     MEMBERSHIP,
+    UNAUTHORIZED,
     error_of,
     failed,
     refused_by,
     refused_record,
     said,
 )
+from trickle.transport.kafka.offsets import as_partitions
 from trickle.transport.kafka.patience import Caller
 from trickle.utils.failpoints import fail_point
 
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from confluent_kafka import TopicPartition as Partition
 
     from trickle.exceptions import RecordRefused
-    from trickle.transport.contract import ProducerOptions
+    from trickle.transport.contract import Mark, ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
 
@@ -135,7 +137,7 @@ class Transactions:
         self._abandoned = False
         self.broken = True
         self._rival: ProducerFenced | None = None
-        self._bare: object = None
+        self._bare: dict[str, object] = {}
         self._config = config
         self._options = options
         self._log = log
@@ -182,8 +184,10 @@ class Transactions:
         if self._opening is not None:
             self._opening.give_up()
 
-    def commit(self, content: Content, offsets: list[Partition], metadata: object) -> None:
-        """Commit what was produced, and the offsets, and begin anew."""
+    def commit(
+        self, content: Content, offsets: list[Partition], metadata: object, mark: Mark | None
+    ) -> None:
+        """Commit what was produced, the offsets, and the mark, and begin anew."""
         if self.broken:
             self._reopen()
             raise CommitFailed(
@@ -193,9 +197,11 @@ class Transactions:
         deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
         try:
             if offsets:
-                metadata = metadata or self._bare_metadata()
+                metadata = metadata or self._bare_metadata(self._options.group or "")
                 self._caller.call(deadline, client.send_offsets_to_transaction, offsets, metadata)
                 fail_point("commit-offsets-sent")
+            if mark is not None:
+                self._mark(deadline, mark, content)
             self._caller.call(deadline, client.commit_transaction)
             fail_point("commit-broker")
             self._begin()
@@ -229,10 +235,25 @@ class Transactions:
         self._give_up()
         bury(self.client)
 
-    def _bare_metadata(self) -> object:
-        if self._bare is None:
-            self._bare = bare_metadata(self._config, self._log, self._options.group or "")
-        return self._bare
+    def _mark(self, deadline: float, mark: Mark, content: Content) -> None:
+        offsets, metadata = as_partitions({mark.at: mark.offset}), self._bare_metadata(mark.group)
+        try:
+            self._caller.call(deadline, self.client.send_offsets_to_transaction, offsets, metadata)
+        except KafkaException as raised:
+            error = error_of(raised)
+            if error.code() not in UNAUTHORIZED:
+                raise
+            self.abort(content)
+            raise CommitFailed(
+                f"commits cannot be marked ({said(error)}): allow this user to read group "
+                f"{mark.group!r} and topic {mark.at.topic!r}",
+                unmarked=True,
+            ) from raised
+
+    def _bare_metadata(self, group: str) -> object:
+        if group not in self._bare:
+            self._bare[group] = bare_metadata(self._config, self._log, group)
+        return self._bare[group]
 
     def _begin(self) -> None:
         self.client.begin_transaction()

@@ -16,7 +16,7 @@ import trio
 
 from trickle.context import Effect
 from trickle.exceptions import CommitFailed, RecordRefused, UsageError
-from trickle.transport.contract import CommittedOffset, Delivery, Member, ProducerOptions
+from trickle.transport.contract import CommittedOffset, Delivery, Mark, Member, ProducerOptions
 from trickle.transport.memory.broker import CommitFault, MemoryBroker, Staged
 from trickle.transport.memory.group import Group, MemoryMember
 from trickle.transport.shared import one_by_one
@@ -157,11 +157,14 @@ class MemoryProducer:
     # With one
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], member: Member | None
+        self,
+        offsets: Mapping[TopicPartition, CommittedOffset],
+        member: Member | None,
+        mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
         """Make all that was produced since the last commit, and the offsets, one whole."""
         if self._id is None:
-            if offsets:
+            if offsets or mark is not None:
                 raise UsageError("a producer without a transactional id cannot commit offsets")
             await self.flush(self)
             watched, self._watched = self._watched, {}
@@ -182,6 +185,8 @@ class MemoryProducer:
             watched, _ = self._broker.append(records, marked=True)
             if group is not None and offsets:
                 self._broker.commit_offsets(group.name, offsets)
+            if mark is not None:
+                self._broker.commit_offsets(mark.group, {mark.at: mark.offset})
             if fault is not None:
                 raise _failure(fault)
             if self._broker.commit_delay:
