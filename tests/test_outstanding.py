@@ -59,10 +59,19 @@ async def test_what_a_commit_in_doubt_leaves(
     assert not await outstanding.resolve()
 
 
+async def allow(mark: Mark) -> bool:
+    return True
+
+
+async def forbid(mark: Mark) -> bool:
+    return False
+
+
 async def test_a_mark_tells_whatever_others_have_committed_since(
     broker: MemoryBroker, outcomes: Outcomes
 ) -> None:
-    mark, other = outcomes.mark("ticks"), outcomes.mark("ticks")
+    await outcomes.learn(allow)
+    mark, other = outcomes.mark(), outcomes.mark()
     assert mark is not None
     assert other is not None
     assert (mark.group, mark.at) == ("id", SOURCE)
@@ -73,11 +82,23 @@ async def test_a_mark_tells_whatever_others_have_committed_since(
     assert not await outcomes.happened(commit(other))
 
 
-async def test_no_mark_without_a_transactional_id_and_where_nothing_is_read_a_topic_that_is_written(
-    broker: MemoryBroker,
+async def test_nothing_is_marked_before_it_is_known_to_be_allowed(
+    outcomes: Outcomes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    none = Outcomes(MemoryAdmin(broker), group="app", transactional_id="", topic="source")
-    assert none.mark("ticks") is None
-    bare = Outcomes(MemoryAdmin(broker), group="app", transactional_id="id").mark("ticks")
-    assert bare is not None
-    assert bare.at == TopicPartition("ticks", 0)
+    assert outcomes.mark() is None
+    await outcomes.learn(forbid)
+    assert outcomes.mark() is None
+    assert "allow this user to read group 'id' and topic 'source'" in caplog.text
+    await outcomes.learn(allow)  # asked once
+    assert outcomes.mark() is None
+
+
+@pytest.mark.parametrize(("transactional_id", "topic"), [("", "source"), ("id", "")])
+async def test_nothing_is_marked_without_a_transactional_id_or_a_topic(
+    broker: MemoryBroker, transactional_id: str, topic: str
+) -> None:
+    outcomes = Outcomes(
+        MemoryAdmin(broker), group="app", transactional_id=transactional_id, topic=topic
+    )
+    await outcomes.learn(allow)
+    assert outcomes.mark() is None

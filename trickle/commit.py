@@ -46,18 +46,18 @@ from trickle.service import Service
 from trickle.snapshots import Enrolled, Snapshot, settled_positions
 from trickle.streams import Lane
 from trickle.streams.pace import CHUNK_MAX
-from trickle.transport.contract import Mark
 from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
 from trickle.utils.frames import release_frames
 
-__all__ = ["Committer"]
+__all__ = ["ATTEMPTS_AT_LAST", "Committer"]
 
 logger = logging.getLogger("trickle.commit")
 
 PRESSURE_CHUNKS = 16  # how often the caches are asked whether they must be relieved
 PAUSE_S = 0.1  # before the generation after the second failure in a row; twice as long each time
 PAUSE_S_MAX = 5.0
+ATTEMPTS_AT_LAST = 3  # of the commit at the end of a Run
 NARROWER = 8  # by how much the next commits shrink after one with a refused record
 
 
@@ -68,12 +68,13 @@ class Committer(Service):
         count: commits that have succeeded.
         calls: what waits for a commit to be called.
         outstanding: what waits for a generation.
+        outcomes: tells what became of a commit that got no answer.
 
     Args:
         producer: publishes.
         consumer: knows what may be committed.
         sensor: told of each commit.
-        outcomes: tells what became of a commit that got no answer.
+        outcomes: see above.
         transactional: exactly-once.
         interval: seconds from the first settled event to the commit that is due.
         interval_min: seconds between two commits that lanes ask for because they run dry.
@@ -124,7 +125,7 @@ class Committer(Service):
         self._chunks = 0
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
-        self._outcomes = outcomes
+        self.outcomes = outcomes
         self.outstanding = Outstanding(self.calls, outcomes, transactional=transactional)
         self._room = trio.Event()
         # After failures
@@ -151,7 +152,8 @@ class Committer(Service):
         task_status.started()
         while True:
             self._signal = trio.Event()
-            due_at = math.inf if self.broken is not None else self._cadence.due_at()
+            waits = self.broken is not None or self.outstanding.doubt is not None
+            due_at = math.inf if waits else self._cadence.due_at()
             if due_at > trio.current_time():
                 self._waiting_until = due_at
                 with trio.move_on_at(due_at):
@@ -379,19 +381,14 @@ class Committer(Service):
             after=self._after,
             ticks=self._ticks,
             holder=self._holder,
-            mark=self._mark(),
+            # Where it must be known for sure whether it has happened
+            mark=self.outcomes.mark() if self._ticks or self._after else None,
         )
         self._events = 0
         self._after, self._ticks = [], []
         self.crowded = self._limit == 1
         self._cadence.taken(trio.current_time() if self._busy else math.inf)
         return taken
-
-    def _mark(self) -> Mark | None:
-        """Mark the commit, where it must be known whether it has happened."""
-        if not (self._ticks or self._after):
-            return None
-        return self._outcomes.mark(self._ticks[0][0] if self._ticks else "")
 
     async def _make_durable(self, taken: Snapshot) -> Mapping[TopicPartition, int]:
         """Steps 2 and 3: changelog, offsets, transaction; return where the changelogs end."""
@@ -418,10 +415,7 @@ class Committer(Service):
         if self._consumer is not None:
             self._consumer.in_doubt(taken.plan)
         self.hold()
-        if failure.unmarked:
-            self._outcomes.stop_marking()
-        known = failure.unmarked or failure.refused is not None
-        if (taken.plan or taken.mark) and not known:
+        if failure.refused is None and (taken.plan or taken.mark):
             self.outstanding.doubt = taken
         else:
             self._ticks = taken.ticks + self._ticks
@@ -475,6 +469,7 @@ class Committer(Service):
         """The producer is ready, and the positions are known."""
         self.outstanding.held = False
         self._pass_on()
+        self._look_again()
 
     def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:
         """Blame the event that had the commit to itself, or make the next commits smaller."""

@@ -26,7 +26,7 @@ from typing import Any
 import trio
 
 from trickle.agents import Agent
-from trickle.commit import Committer
+from trickle.commit import ATTEMPTS_AT_LAST, Committer
 from trickle.consumer import Consumer
 from trickle.draining import cancel, drain
 from trickle.exceptions import (
@@ -198,6 +198,8 @@ class Conductor(Service):
         await self._committer.quiet()  # a client that commits is not ready, and well
         await self._fencing.renew(self._patient)
         await patiently(self._producer.ensure_ready, self._patient)
+        learn = self._committer.outcomes.learn
+        await patiently(lambda: learn(self._producer.may_mark), self._patient)
         positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
         await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
@@ -470,6 +472,3 @@ class Conductor(Service):
     def lanes(self) -> list[Lane]:
         """Return all lanes that are open."""
         return [lane for scope in self._scopes.values() for lane in scope.lanes]
-
-
-ATTEMPTS_AT_LAST = 3

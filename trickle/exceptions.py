@@ -140,21 +140,14 @@ class CommitFailed(TransportError):
         message: the sentence for a person.
         refused: the record that the broker would not take, where one was the cause.
         superseded: others hold by now what it was for, and run its events again.
-        unmarked: it took no effect, as the broker does not allow its mark.
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        refused: RecordRefused | None = None,
-        superseded: bool = False,
-        unmarked: bool = False,
+        self, message: str, *, refused: RecordRefused | None = None, superseded: bool = False
     ) -> None:
         super().__init__(message)
         self.refused = refused
         self.superseded = superseded
-        self.unmarked = unmarked
 
 
 class ProducerFenced(CommitFailed):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
-from trickle.commit import Committer
-from trickle.exceptions import CommitFailed, ProducerFenced
+from trickle.commit import ATTEMPTS_AT_LAST, Committer
+from trickle.exceptions import BrokerUnavailable, CommitFailed, ProducerFenced
 from trickle.patience import patiently
 from trickle.producer import Producer
 
@@ -19,6 +20,8 @@ logger = logging.getLogger("trickle.timers")
 class Laneless:
     """The way back from a commit that failed, and the last one.
 
+    What changes something is serialised by one lock, which the end does not wait for.
+
     Args:
         producer: made ready again.
         committer: commits what timers send.
@@ -27,29 +30,59 @@ class Laneless:
     def __init__(self, producer: Producer, committer: Committer) -> None:
         self._producer = producer
         self._committer = committer
+        self._changes = trio.Lock()
+        self._opening = trio.CancelScope()
+        self._closed = False
         committer.attach(self.generation_ended)
+
+    async def open(self) -> None:
+        """Learn what has to be known before the first commit."""
+        await self._committer.outcomes.learn(self._producer.may_mark)
 
     async def generation_ended(self, error: CommitFailed) -> None:
         """A commit failed: what it held is sent again, unless it has happened."""
         if isinstance(error, ProducerFenced):
             raise error
+        async with self._changes:
+            if self._closed:
+                return
+            logger.warning("a commit failed, what timers have sent is sent again: %s", error)
+            with trio.CancelScope() as self._opening:
+                await trio.sleep(self._committer.pause)
+                await self._go_on(lambda: True)
+
+    async def _go_on(self, patient: Callable[[], bool]) -> None:
         committer = self._committer
-        logger.warning("a commit failed, what timers have sent is sent again: %s", error)
-        await trio.sleep(committer.pause)
         committer.resume()
-        await patiently(self._producer.ensure_ready)
-        await committer.outstanding.resolve()
+        await patiently(self._producer.ensure_ready, patient)
+        await committer.outstanding.resolve(patient)
         committer.go_on()
 
     async def close(self) -> None:
         """Commit what is left.
 
         Raises:
-            CommitFailed: it cannot be, or it waits for a broker that does not answer.
+            CommitFailed: the broker does not answer, or refuses.
         """
-        await self._committer.commit()
-        if self._committer.outstanding.owing:
-            raise CommitFailed(
-                "what timers have sent is not committed: the broker does not answer, or has not "
-                "yet told whether the commit before has happened"
-            )
+        self._closed = True
+        self._opening.cancel()
+        committer = self._committer
+        failure: CommitFailed | None = None
+        async with self._changes:
+            for _ in range(ATTEMPTS_AT_LAST):
+                try:
+                    if committer.broken is not None or committer.outstanding.owing:
+                        await self._go_on(lambda: False)
+                    await committer.commit()
+                except BrokerUnavailable as error:
+                    raise failure or CommitFailed(
+                        f"what timers have sent is not committed: {error}"
+                    ) from error
+                except ProducerFenced:
+                    raise
+                except CommitFailed as error:
+                    failure = failure or error
+                else:
+                    return
+        assert failure is not None
+        raise failure

@@ -8,7 +8,7 @@ group that is named like its transactional id, so that nobody else writes there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from uuid import uuid4
 
 from trickle.exceptions import BrokerUnavailable
@@ -31,33 +31,39 @@ class Outcomes:
         admin: reads committed offsets.
         group: the app's.
         transactional_id: the worker's; without one nothing is marked.
-        topic: one that the worker reads; empty where it reads none.
+        topic: one that exists, best of those that the worker reads; without one likewise.
     """
 
-    def __init__(self, admin: Admin, *, group: str, transactional_id: str, topic: str = "") -> None:
+    def __init__(self, admin: Admin, *, group: str, transactional_id: str, topic: str) -> None:
         self._admin = admin
         self._group = group
         self._id = transactional_id
-        self._topic = topic
+        self._at = TopicPartition(topic, 0)
+        self._known = not (transactional_id and topic)
+        self._allowed = False
 
-    def mark(self, topic: str) -> Mark | None:
-        """Return a mark for one commit.
+    async def learn(self, ask: Callable[[Mark], Awaitable[bool]]) -> None:
+        """Learn whether the broker allows marks, unless that is known.
 
-        Args:
-            topic: one that exists, for a worker that reads none.
+        Until then nothing is marked.
         """
-        if not self._id:
-            return None
-        at = TopicPartition(self._topic or topic, 0)
-        return Mark(self._id, at, CommittedOffset(BEHIND_ALL, uuid4().hex))
+        if self._known:
+            return
+        self._allowed = await ask(self._new())
+        self._known = True
+        if not self._allowed:
+            logger.warning(
+                "commits cannot be marked: what timers have sent with one that gets no answer is "
+                "sent again, though it may be there; allow this user to read group %r and topic %r",
+                self._id, self._at.topic,
+            )  # fmt: skip
 
-    def stop_marking(self) -> None:
-        """The broker does not allow marks: go on without."""
-        logger.warning(
-            "what timers have sent with a commit that gets no answer is sent again from now on, "
-            "though it may be there"
-        )
-        self._id = ""
+    def mark(self) -> Mark | None:
+        """Return a mark for one commit, where commits can be marked."""
+        return self._new() if self._allowed else None
+
+    def _new(self) -> Mark:
+        return Mark(self._id, self._at, CommittedOffset(BEHIND_ALL, uuid4().hex))
 
     async def happened(self, commit: Snapshot) -> bool:
         """Tell whether a commit has happened; it is over by now.
@@ -82,6 +88,6 @@ class Outcomes:
         except BrokerUnavailable as error:
             if not error.pending:
                 raise
-            # Another worker's, who holds the partitions by now, or one that the broker forgot
+            # One that the broker forgot, or of another worker, who holds the partitions by now
             latest = await self._admin.committed(group, offsets.keys(), stable=False)
         return any(latest.get(at) == offset for at, offset in offsets.items())

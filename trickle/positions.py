@@ -134,9 +134,9 @@ class Positions(msgspec.Struct, frozen=True):
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in self.beyond.items()}
         metadata = _encode(self._wire(texts))
         if len(metadata) > _KAFKA_BYTES_MAX:
-            names = sorted(self.agents)
+            names = sorted(self.agents.keys() | texts.keys())
             raise DefinitionError(
-                f"{len(names)} agents read one topic ({names[0]!r}, {names[1]!r}, …): their "
+                f"{len(names)} agents read one topic ({', '.join(names)[:100]}, …): their "
                 f"positions take {len(metadata):,} bytes of a committed offset's metadata, and "
                 f"Kafka allows {_KAFKA_BYTES_MAX:,}; give them shorter names, or let one agent do "
                 "the work of several"

@@ -22,7 +22,14 @@ from typing import Any
 import trio
 
 from trickle.context import PORTION, Effect
-from trickle.exceptions import CommitFailed, RecordRefused, TransportError, UsageError
+from trickle.exceptions import (
+    BrokerUnavailable,
+    CommitFailed,
+    ProducerFenced,
+    RecordRefused,
+    TransportError,
+    UsageError,
+)
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
@@ -137,6 +144,21 @@ class Producer(Service):
             await self.renew()
         elif self._spoiled or not client.ready:
             await self._abort(client)
+
+    async def may_mark(self, mark: Mark) -> bool:
+        """Tell whether commits may bear a mark; while nothing is published.
+
+        Raises:
+            BrokerUnavailable: no answer in time; it may be tried again.
+        """
+        await self.ensure_ready()
+        assert self._effects is not None
+        try:
+            return await self._effects.may_mark(mark)
+        except ProducerFenced:
+            raise
+        except CommitFailed as error:
+            raise BrokerUnavailable(f"whether commits may be marked: {error}") from error
 
     async def _abort(self, client: ProducerClient) -> None:
         self._begun = False

@@ -257,6 +257,7 @@ class Run(Service):
             self.committer = self._make_committer(transport, self.producer, None)
             self.laneless = Laneless(self.producer, self.committer)
             await self._start(self.committer)
+            await self.laneless.open()
         if not self._client:
             await self._start_edge()
 
@@ -332,7 +333,7 @@ class Run(Service):
             transport.admin,
             group=self.definitions.id,
             transactional_id=self._identity.transactional_id,
-            topic=min(topology.counts, default=""),
+            topic=min(topology.counts, default=min(topology.topics, default="")),
         )
         return Committer(
             producer,

@@ -150,3 +150,36 @@ def ignore(size: int) -> None:
 
 async def refuse(lane: Lane, record: Record, error: trickle.TrickleError) -> None:
     raise AssertionError(f"{lane}, {record}, {error}")
+
+
+async def test_groups_end_early_where_their_positions_would_not_fit(mock_clock: MockClock) -> None:
+    """Two keys in turn: when one's group settles, every second offset of the other's has not.
+
+    Others with long names leave little room in the metadata of the committed offset.
+    """
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    seen: list[list[int]] = []
+
+    async def pass_by(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    for number in range(13):
+        app.agent(source, name=f"{number:x}" * 240)(pass_by)
+
+    @app.agent(source, concurrency=2)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async for group in stream.take(3_000, within=1_000):
+            seen.append(group)
+
+    del work
+    async with trickle.testing.run(app) as t:
+        for number in range(5_999):
+            await t.send(source, number, key="ab"[number % 2])
+        await t.advance(1_100)
+        await t.settled()
+    assert sorted(number for group in seen for number in group) == list(range(5_999))
+    for key in (0, 1):
+        mine = [number for group in seen for number in group if number % 2 == key]
+        assert mine == sorted(mine)

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
-from trickle.exceptions import CommitFailed
+from trickle.exceptions import CommitFailed, UsageError
 from trickle.ticks import WAITING_MAX
 from trickle.transport.memory import CommitFault
 from trickle.types import Guarantee
@@ -105,47 +105,20 @@ async def test_a_commit_of_ticks_alone_shows_in_what_is_committed(
         assert scene.sent(t) == list(range(1, scene.ticked + 1))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_timers_without_agents_know_which_commits_have_happened(
-    mock_clock: MockClock, fault: CommitFault
-) -> None:
-    app = trickle.App("app")
-    topic = app.topic("ticks", value=int, partitions=1)
-    ticked = 0
-
-    @app.timer(1)
-    async def beat() -> None:
-        nonlocal ticked
-        ticked += 1
-        topic.send_nowait(ticked)
-
-    del beat
-    async with trickle.testing.run(app) as t:
-        await t.advance(1.9)
-        for _ in range(3):
-            t.broker.fail_commits(fault)
-            await t.advance(2.1)
-        assert [event.value for event in t.sent(topic)] == list(range(1, ticked + 1))
-
-
-async def test_timers_without_agents_leave_nothing_uncommitted_in_silence(
-    mock_clock: MockClock,
-) -> None:
-    """The broker is away when the Run is to end, and a commit has failed before."""
-    app = trickle.App("app")
-    topic = app.topic("ticks", value=int, partitions=1)
-
-    @app.timer(1)
-    async def beat() -> None:
-        topic.send_nowait(1)
-
-    del beat
-    with pytest.raises(ExceptionGroup) as caught:
-        async with trickle.testing.run(app) as t:
-            await t.advance(1.9)
-            t.broker.unavailable = True
-            await t.advance(5)
-    assert caught.group_contains(CommitFailed, match="the broker does not answer")
+async def test_what_cannot_settle_while_the_broker_is_away_is_told(mock_clock: MockClock) -> None:
+    """A commit is in doubt: nobody commits before it is known what became of it."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await t.advance(0.95)
+        t.broker.unavailable = True
+        await t.send(scene.source, 1, key="a")
+        await t.advance(5)
+        with pytest.raises(UsageError):
+            await t.settled()
+        t.broker.unavailable = False
+        await t.advance(5)
+        await t.settled()
+        assert scene.called == [1]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -44,7 +44,7 @@ BUGS = {
         [
             (
                 """\
-        ends = await self._producer.commit(changelog, {}, None)
+        ends = await self._producer.commit(changelog, {}, None, None)
         if consumer is not None and offsets:
             await consumer.client.commit(offsets)
         return ends
@@ -52,7 +52,7 @@ BUGS = {
                 """\
         if consumer is not None and offsets:
             await consumer.client.commit(offsets)
-        return await self._producer.commit(changelog, {}, None)
+        return await self._producer.commit(changelog, {}, None, None)
 """,
             )
         ],

@@ -314,6 +314,7 @@ async def test_a_mark_joins_the_transaction_beside_the_offsets_of_the_group(
     marks = [Mark(name, zero, CommittedOffset(1 << 62, text)) for text in ("a", "b", "c")]
     with trio.fail_after(LIMIT):
         async with transaction(transport, name, group) as producer:
+            assert await producer.may_mark(marks[2])
             assert await admin.committed(name, [zero]) == {zero: None}
             await produce(producer, topic, [b"first"])
             await producer.commit({zero: CommittedOffset(3)}, None, marks[0])

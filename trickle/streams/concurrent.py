@@ -22,8 +22,8 @@ synchronous (see :mod:`.lane`), and the ledger is told within it, so a commit se
 **Bounds.** Strands are N at most. The lane reads ahead while fewer than :data:`AHEAD` times N
 records, and :data:`AHEAD_BYTES`, are held back, and while the ledger fits into the metadata of the
 committed offset, whatever settles first. Where it does not fit, the lane waits for gaps to close.
-One exception keeps that from waiting for ever: where all strands wait, some with half a group,
-nobody will close a gap but by getting more.
+Where all strands wait then, some with half a group, the oldest group ends as it is: nobody would
+close a gap otherwise.
 """
 
 from __future__ import annotations
@@ -109,6 +109,15 @@ class Strand(Lane):
             self.condemned[batch.topic, parcel.offset] = parcel.failure
         self.inbox.append((batch, 0))
         self.inbox_bytes += batch.size_bytes
+        self.wake.set()
+
+    def first_number(self) -> int:
+        """Return which record it has in hand longest."""
+        return self._held[0].number
+
+    def cut_short(self) -> None:
+        """End a group that waits for more as it is."""
+        self.patience = -math.inf
         self.wake.set()
 
     def orders(self, start: int) -> Sequence[Any]:
@@ -372,7 +381,9 @@ class ConcurrentLane(Lane):
             return False
         if ledger.fits(offset, room):
             return True
-        return len(self._gathering) + len(self._asking) == len(self.strands)
+        if self._gathering and len(self._gathering) + len(self._asking) == len(self.strands):
+            min(self._gathering, key=Strand.first_number).cut_short()
+        return False
 
     def _parcel(self, batch: Batch, index: int, offset: int) -> _Parcel:
         record = batch.record(index)

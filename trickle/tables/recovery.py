@@ -63,6 +63,7 @@ MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, byte
 """From older formats (the header's value) to this one: (key, value) to (key, value)."""
 
 _WRITE_RECORDS = 20_000
+_WRITE_BYTES = 8 << 20  # of each partition number: all of them recover at once
 _REPORT_INTERVAL = 5.0
 _ATTEMPTS = 5
 TRIMMED = "the changelog was trimmed while it was read"
@@ -363,7 +364,7 @@ class _Attempt:
         """Read up to the ends, or until a record that is stored is seen to be missing."""
         started = last_report = time.monotonic()
         total = sum(end - self._plans[at].start for at, end in wanted.items())
-        held = 0
+        held = size = 0
         while any(reader.positions()[at] < end for at, end in wanted.items()):
             batches = await self._fetch(reader, wanted)
             for batch in batches:
@@ -374,6 +375,7 @@ class _Attempt:
                     del pairs[0]  # it is stored
                 self._pending.setdefault(at, []).extend(pairs)
                 held += len(pairs)
+                size += batch.size_bytes
                 if pairs:
                     self.records[self._at[at]] = self.records.get(self._at[at], 0) + len(pairs)
             positions = reader.positions()
@@ -393,8 +395,8 @@ class _Attempt:
                     progress.rate, "?" if progress.remaining is None
                     else f"{progress.remaining:.0f} s",
                 )  # fmt: skip
-            if held >= _WRITE_RECORDS:
-                held = 0
+            if held >= _WRITE_RECORDS or size >= _WRITE_BYTES:
+                held = size = 0
                 proven = positions.keys() - self._unproven
                 await self._write({at: positions[at] for at in proven})
 

@@ -342,6 +342,15 @@ class ProducerClient(Protocol):
         """
         ...
 
+    async def may_mark(self, mark: Mark) -> bool:
+        """Tell whether commits may bear such a mark; only where nothing has been produced yet.
+
+        Raises:
+            ProducerFenced: as for a commit.
+            CommitFailed: it is not known; ask again.
+        """
+        ...
+
     async def abort(self) -> None:
         """Drop what was produced since the last commit, and open a new transaction."""
         ...

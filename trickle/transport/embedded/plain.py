@@ -215,6 +215,10 @@ class PlainProducer:
         finally:
             own.close()
 
+    async def may_mark(self, mark: Mark) -> bool:
+        """Refuse: what has no transaction has nothing to mark."""
+        raise UsageError("without a transactional id there is no commit that could be marked")
+
     async def abort(self) -> None:
         """Drop what no flush has taken yet."""
         self._stager.take()

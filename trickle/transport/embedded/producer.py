@@ -154,6 +154,11 @@ class TransactionalProducer:
                 watched[lane.place] = first + lane.watched
         return watched
 
+    async def may_mark(self, mark: Mark) -> bool:
+        """Tell so: whoever may write to the log may write all of it."""
+        await trio.lowlevel.checkpoint()
+        return True
+
     async def abort(self) -> None:
         """Drop what was produced since the last commit."""
         self._check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 from confluent_kafka import KafkaError, Message, Producer
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from trickle.utils.bridge import Bridge
 
 __all__ = ["PlainProducer", "TransactionalProducer", "open_producer"]
+
+T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 4.0
 _NOT_DELIVERED = frozenset(
@@ -81,6 +83,10 @@ class TransactionalProducer(KafkaProducer):
         await self._end(self._transactions.commit, *args)
         return fates.ends
 
+    async def may_mark(self, mark: Mark) -> bool:
+        """Tell whether commits may bear such a mark."""
+        return await self._end(self._transactions.may_mark, mark)
+
     async def abort(self) -> None:
         """Drop what was produced since the last commit, and open a new transaction."""
         self._fates = Fates()
@@ -102,18 +108,18 @@ class TransactionalProducer(KafkaProducer):
         """Refuse, likewise."""
         raise UsageError("a transactional producer has no delivery(): produce() and commit()")
 
-    async def _end(self, step: Callable[..., None], *args: Any) -> None:
+    async def _end(self, step: Callable[..., T], *args: Any) -> T:
         """End the open transaction in the thread; the producer is not ready meanwhile."""
         if self._forked:
             raise forked_error()
         self._produce = not_ready
         self._content = Content()
         self._ends_begun += 1
-        await self._call(self._step, self._ends_begun, step, args)
+        return await self._call(self._step, self._ends_begun, step, args)
 
-    def _step(self, number: int, step: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def _step(self, number: int, step: Callable[..., T], args: tuple[Any, ...]) -> T:
         try:
-            step(*args)
+            return step(*args)
         finally:
             # In a call of its own: the one who waits may have been cancelled.
             self._bridge.to_trio(self._renew, number)
@@ -194,6 +200,10 @@ class PlainProducer(KafkaProducer):
     async def delivery(self) -> AsyncGenerator[Delivery]:
         """Open a way for one caller's records."""
         yield _Delivery(self)
+
+    async def may_mark(self, mark: Mark) -> bool:
+        """Refuse: what has no transaction has nothing to mark."""
+        raise UsageError("without a transactional id there is no commit that could be marked")
 
     async def abort(self) -> None:
         """Drop what has not been sent yet; what has been sent stays.

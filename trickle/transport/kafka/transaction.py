@@ -39,6 +39,7 @@ from trickle.transport.kafka.errors import (
     FENCED,
     MEMBERSHIP,
     UNAUTHORIZED,
+    UNKNOWN_TOPIC,
     error_of,
     failed,
     refused_by,
@@ -201,12 +202,27 @@ class Transactions:
                 self._caller.call(deadline, client.send_offsets_to_transaction, offsets, metadata)
                 fail_point("commit-offsets-sent")
             if mark is not None:
-                self._mark(deadline, mark, content)
+                self._mark(deadline, mark)
             self._caller.call(deadline, client.commit_transaction)
             fail_point("commit-broker")
             self._begin()
         except KafkaException as raised:
             raise self._recover(error_of(raised), content) from raised
+
+    def may_mark(self, mark: Mark) -> bool:
+        """Tell whether transactions may be marked, by one that is dropped."""
+        if self.broken:
+            self._reopen()
+        allowed = True
+        try:
+            self._mark(time.monotonic() + self._config.request_timeout * _COMMIT_SHARE, mark)
+        except KafkaException as raised:
+            error = error_of(raised)
+            if error.code() not in UNAUTHORIZED | UNKNOWN_TOPIC:
+                raise self._recover(error, Content()) from raised
+            allowed = False
+        self.abort(Content())
+        return allowed
 
     def abort(self, content: Content) -> None:
         """Drop what was produced, and begin anew."""
@@ -235,20 +251,9 @@ class Transactions:
         self._give_up()
         bury(self.client)
 
-    def _mark(self, deadline: float, mark: Mark, content: Content) -> None:
+    def _mark(self, deadline: float, mark: Mark) -> None:
         offsets, metadata = as_partitions({mark.at: mark.offset}), self._bare_metadata(mark.group)
-        try:
-            self._caller.call(deadline, self.client.send_offsets_to_transaction, offsets, metadata)
-        except KafkaException as raised:
-            error = error_of(raised)
-            if error.code() not in UNAUTHORIZED:
-                raise
-            self.abort(content)
-            raise CommitFailed(
-                f"commits cannot be marked ({said(error)}): allow this user to read group "
-                f"{mark.group!r} and topic {mark.at.topic!r}",
-                unmarked=True,
-            ) from raised
+        self._caller.call(deadline, self.client.send_offsets_to_transaction, offsets, metadata)
 
     def _bare_metadata(self, group: str) -> object:
         if group not in self._bare:

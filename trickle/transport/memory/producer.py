@@ -246,6 +246,12 @@ class MemoryProducer:
             raise _failure(fault)
         return fault
 
+    async def may_mark(self, mark: Mark) -> bool:
+        """Tell so: all is allowed."""
+        await trio.lowlevel.checkpoint()
+        self._broker.check_available()
+        return True
+
     async def abort(self) -> None:
         """Drop what was produced since the last commit, and open a new transaction."""
         await trio.lowlevel.checkpoint()
