@@ -215,6 +215,24 @@ async def test_a_changelog_that_is_trimmed_past_the_standby_is_read_anew(
     assert "the changelog was trimmed while it was read" in caplog.text
 
 
+async def test_what_is_claimed_has_no_hole_where_its_changelog_was_trimmed_just_before(
+    autojump_clock: MockClock,
+) -> None:
+    """Records go before they are read; what follows is stored; the partition comes at once."""
+    owner = Owner()
+    at = TopicPartition(counts.changelog, 1)
+    async with owner.worker():
+        await owner.produce(1, *pairs(0, 10))
+        await trio.sleep(10)
+        owner.broker.fetch_delay = 0.3
+        owner.standbys._reading.cancel()  # pyright: ignore[reportPrivateUsage]
+        await owner.produce(1, *pairs(10, 20))
+        await owner.transport.admin.delete_records({at: 15})
+        await trio.sleep(1.8)
+        shard = (await owner.manager.open(2, 1, TABLES))[counts]
+        assert shard.size == 5
+
+
 async def test_a_broker_that_is_away_is_waited_for(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

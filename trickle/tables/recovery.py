@@ -384,7 +384,9 @@ class _Attempt:
                 self._unproven = missing
                 return
             now = time.monotonic()
-            done = sum(positions[at] - self._plans[at].start for at in wanted)
+            done = sum(
+                min(positions[at], end) - self._plans[at].start for at, end in wanted.items()
+            )
             progress = self._progress(done, total, now - started)
             report(progress)
             if now - last_report >= _REPORT_INTERVAL:

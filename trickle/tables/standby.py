@@ -286,20 +286,20 @@ class Standbys(Service):
                 await self._give_up(asked)
 
     async def _measure(self) -> None:
-        """Compare how far the standbys are with the ends of their changelogs."""
+        """Compare how far the standbys are with what their changelogs hold."""
         at = {at: kept for kept in self._kept.values() for at in kept.changelogs}
         if not at:
             return
-        now = {kept: dict(kept.positions) for kept in at.values()}
+        before = {kept: (dict(kept.checked), dict(kept.positions)) for kept in at.values()}
         marks = await self._transport.admin.watermarks(at.keys())
-        for kept, positions in now.items():
-            for place, position in kept.checked.items():
+        for kept, (checked, positions) in before.items():
+            for place, position in checked.items():
                 low = marks[place].low
                 if low > position + self._markers:  # more may be gone than what was read
                     kept.rebuild(place, low, TRIMMED)
                     self._begin_again()
-                    positions[place] = low
-            kept.checked = positions
+                else:  # lower by now where it was rebuilt meanwhile
+                    kept.checked[place] = min(positions[place], kept.positions[place])
             kept.lag = sum(max(0, marks[a].high - kept.positions[a]) for a in kept.changelogs)
             if not kept.caught_up and all(kept.positions[a] >= kept.goal[a] for a in kept.goal):
                 kept.caught_up = True
@@ -353,6 +353,7 @@ class Standbys(Service):
             if full or trio.current_time() >= due:
                 due = math.inf
                 records = size = 0
+                await self._measure()  # what is stored has no hole, whoever claims it next
                 for kept in dict.fromkeys(self._followed.values()):
                     await self._write(kept)
 
@@ -379,6 +380,8 @@ class Standbys(Service):
                 kept.records += len(pairs)
         for at, position in positions.items():
             kept = self._followed[at]
+            if kept in failures:  # what was read last is not taken, also where it is kept yet
+                continue
             if at in kept.unproven and position > kept.positions[at]:
                 kept.rebuild(at, 0, UNPROVEN)
                 self._begin_again()
