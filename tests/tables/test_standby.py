@@ -218,17 +218,20 @@ async def test_a_changelog_that_is_trimmed_past_the_standby_is_read_anew(
 async def test_what_is_claimed_has_no_hole_where_its_changelog_was_trimmed_just_before(
     autojump_clock: MockClock,
 ) -> None:
-    """Records go before they are read; what follows is stored; the partition comes at once."""
+    """A reader begins behind what went unread; what follows is stored; the partition comes."""
     owner = Owner()
     at = TopicPartition(counts.changelog, 1)
     async with owner.worker():
         await owner.produce(1, *pairs(0, 10))
         await trio.sleep(10)
-        owner.broker.fetch_delay = 0.3
-        owner.standbys._reading.cancel()  # pyright: ignore[reportPrivateUsage]
-        await owner.produce(1, *pairs(10, 20))
+        owner.broker.fetch_delay = 1
+        await owner.produce(1, *pairs(10, 11))  # the fetch behind it takes long
+        await trio.sleep(0.1)
+        await owner.produce(1, *pairs(11, 20))
         await owner.transport.admin.delete_records({at: 15})
-        await trio.sleep(1.8)
+        owner.standbys._reading.cancel()  # pyright: ignore[reportPrivateUsage]
+        owner.broker.fetch_delay = 0
+        await trio.sleep(1.5)
         shard = (await owner.manager.open(2, 1, TABLES))[counts]
         assert shard.size == 5
 
