@@ -198,8 +198,7 @@ class Conductor(Service):
         await self._committer.quiet()  # a client that commits is not ready, and well
         await self._fencing.renew(self._patient)
         await patiently(self._producer.ensure_ready, self._patient)
-        learn = self._committer.outcomes.learn
-        await patiently(lambda: learn(self._producer.may_mark), self._patient)
+        await self._fencing.unless_fenced(self._learn, self._patient)
         positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
         await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
@@ -219,6 +218,9 @@ class Conductor(Service):
             logger.info("%s assigned, open after %.2f s", some, took)
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
+
+    async def _learn(self) -> None:
+        await self._committer.outcomes.learn(self._producer.may_mark)
 
     def _group(self, partitions: Iterable[TopicPartition]) -> list[Scope]:
         groups: dict[tuple[int, int], set[TopicPartition]] = defaultdict(set)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -58,6 +58,24 @@ class Fencing:
                 if fenced == RENEWALS_MAX:
                     raise
                 await trio.sleep(BROKER_PAUSE_S)
+
+    async def unless_fenced(
+        self, call: Callable[[], Awaitable[None]], patient: Callable[[], bool]
+    ) -> None:
+        """Make a call by the producer; take the transactional id back where others have it.
+
+        Whoever ends what an earlier worker of this id left open fences us as well, each of them
+        once, also while we are starting.
+        """
+        for attempt in range(RENEWALS_MAX):
+            try:
+                await patiently(call, patient)
+                return
+            except ProducerFenced:
+                if attempt == RENEWALS_MAX - 1:
+                    raise
+                self.stale = True
+                await self.renew(patient)
 
     def excused(self) -> bool:
         """The worker was fenced: tell whether that may be no twin's doing."""

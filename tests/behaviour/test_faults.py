@@ -12,7 +12,7 @@ import trickle
 import trickle.testing
 from trickle.positions import Positions
 from trickle.transport.contract import CommittedOffset, TopicSpec
-from trickle.transport.memory import CommitFault
+from trickle.transport.memory import CommitFault, MemoryBroker
 from trickle.transport.memory.log import PartitionLog, policy_of
 
 SPEC = TopicSpec(name="source", partitions=4)
@@ -216,6 +216,34 @@ async def test_a_refused_record_is_found_and_gets_its_policy(mock_clock: MockClo
         await t.settled()
         assert sorted(e.value for e in t.sent(out)) == [n for n in range(40) if n != 23]
         assert dict(counts.items()) == {"k0": 8, "k1": 8, "k2": 8, "k3": 7, "k4": 8}
+
+
+async def test_who_ends_what_an_earlier_worker_left_does_not_end_a_start() -> None:
+    """The id is fenced behind the opening of its producer, before anything is assigned."""
+    broker = MemoryBroker.named("fenced-at-start")
+    app = trickle.App("app", broker="memory://fenced-at-start")
+    source = app.topic("source", value=int, partitions=1)
+    seen, enough = list[int](), trio.Event()
+
+    @app.service
+    class Fencer(trickle.Service):
+        async def main(self, task_status: trio.TaskStatus[None]) -> None:
+            for name in tuple(broker._epochs):  # pyright: ignore[reportPrivateUsage]
+                broker.open_epoch(name)
+            task_status.started()
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            seen.append(value)
+            enough.set()
+
+    del Fencer, work
+    with trio.fail_after(20):
+        async with app.run():
+            await source.send(1)
+            await enough.wait()
+    assert seen == [1]
 
 
 async def test_a_twin_makes_the_loser_exit(mock_clock: MockClock) -> None:

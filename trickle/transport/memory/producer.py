@@ -250,6 +250,9 @@ class MemoryProducer:
         """Tell so: all is allowed."""
         await trio.lowlevel.checkpoint()
         self._broker.check_available()
+        if self._id is None:
+            raise UsageError("without a transactional id there is no commit that could be marked")
+        self._broker.check_epoch(self._id, self._epoch)
         return True
 
     async def abort(self) -> None:
