@@ -10,7 +10,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.transport.helpers import sole_error
+from trickle.exceptions import UsageError
 from trickle.service import Restart, Service, ServiceStatistics, supervise
+from trickle.tree import Tree
 
 
 class Parent(Service):
@@ -198,3 +200,44 @@ async def test_tasks_in_the_nursery_are_counted() -> None:
         await wait_all_tasks_blocked()
         assert service.statistics().tasks == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_an_end_before_it_was_ready_names_the_service() -> None:
+    class Hasty(Service):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            await trio.lowlevel.checkpoint()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Hasty().run)
+    error = sole_error(caught.value)
+    assert isinstance(error, UsageError)
+    assert "'Hasty' has ended before it was ready" in str(error)
+    assert "task_status.started()" in str(error)
+
+
+async def test_a_task_of_the_service_may_tell_that_it_is_ready() -> None:
+    class Parted(Service):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            self.nursery.start_soon(self._later, task_status)
+
+        async def _later(self, task_status: trio.TaskStatus[Any]) -> None:
+            task_status.started()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Parted().run)
+
+
+async def test_a_service_that_is_never_ready_is_named(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Silent(Service):
+        async def main(self, task_status: trio.TaskStatus[Any]) -> None:
+            await trio.sleep_forever()
+
+    tree = Tree(lambda: None, 5)
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as nursery:
+            await tree.start(nursery, Silent())
+    assert caplog.text.count("the start has waited for Silent for 10 s") == 1

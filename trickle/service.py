@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import trio
 
+from trickle.exceptions import UsageError
 from trickle.utils.groups import only_error
 
 __all__ = ["Restart", "Service", "ServiceStatistics", "supervise"]
@@ -69,17 +70,27 @@ class Service:
         return self._nursery
 
     async def run(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run from start to end: to be handed to a parent's ``nursery.start``."""
+        """Run from start to end: to be handed to a parent's ``nursery.start``.
+
+        Raises:
+            UsageError: it has ended, and has not told its parent that it was ready.
+        """
         if self._nursery is not None:
             raise RuntimeError(f"the service {self.name!r} is running already")
         self._runs += 1
         self._children = []
+        status = Readiness(task_status)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self.main(task_status)
+                await self.main(status)
         finally:
             self._nursery = None
+        if not status.told and task_status is not trio.TASK_STATUS_IGNORED:
+            raise UsageError(
+                f"the service {self.name!r} has ended before it was ready: its main() must call "
+                "task_status.started()"
+            )
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         """Do the service's work; by default be ready and live until cancelled."""
@@ -101,6 +112,20 @@ class Service:
             tasks=len(nursery.child_tasks) if nursery is not None else 0,
             children=tuple(child.statistics() for child in self._children),
         )
+
+
+class Readiness(trio.TaskStatus[Any]):
+    """Passes the first ``started()`` on, and remembers it."""
+
+    def __init__(self, status: trio.TaskStatus[Any]) -> None:
+        self._status = status
+        self.told = False
+
+    def started(self, value: object = None) -> None:
+        """Tell the parent."""
+        if not self.told:
+            self.told = True
+            self._status.started(value)
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,18 +155,10 @@ async def supervise(
     exceeds the policy is raised.
     """
     failures: list[float] = []
-    started = False
-
-    class Status(trio.TaskStatus[Any]):
-        def started(self, value: object = None) -> None:
-            nonlocal started
-            if not started:
-                started = True
-                task_status.started(value)
-
+    status = Readiness(task_status)
     while True:
         try:
-            await run(task_status=Status())
+            await run(task_status=status)
         except Exception as error:
             now = trio.current_time()
             failures = [*(at for at in failures if at > now - policy.within), now]

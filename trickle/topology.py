@@ -72,7 +72,13 @@ async def prepare(
         for topic in (*agent.topics, *sinks):
             if not topic.internal:
                 users[topic.name] = topic
-    await declarer.declare([topic.spec() for topic in users.values()])
+    specs = [topic.spec() for topic in users.values()]
+    planned = await declarer.plan(specs, agents)
+    if planned is not None:  # what cannot work leaves nothing behind
+        for agent in agents:
+            _check_counts(agent, planned)
+        _shard(tables, agents, planned)
+    await declarer.declare(specs)
     await _declare_repartitions(declarer, agents)
     counts = {
         topic.name: declarer.infos[topic.name].partitions
@@ -116,6 +122,24 @@ class _Declarer:
         self._partitions = partitions
         self._replicas = replicas
         self.infos: dict[str, TopicInfo] = {}
+
+    async def plan(
+        self, specs: Sequence[TopicSpec], agents: Sequence[Agent[Any, Any]]
+    ) -> dict[str, int] | None:
+        """Return the counts that topics will have; None where the broker chooses some of them."""
+        there = await self._admin.topics([spec.name for spec in specs])
+        counts: dict[str, int] = {}
+        for spec in specs:
+            found = there.get(spec.name)
+            count = spec.partitions or (self._partitions if found is None else found.partitions)
+            if count is None:
+                return None
+            counts[spec.name] = count
+        for agent in agents:
+            for repartition in agent.source.repartitions:
+                fed = [counts[topic.name] for topic in repartition.source.topics]
+                counts.setdefault(repartition.target.name, max(fed))
+        return counts
 
     async def declare(self, specs: Sequence[TopicSpec]) -> None:
         names = [spec.name for spec in specs if spec.name not in self.infos]

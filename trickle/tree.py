@@ -13,11 +13,13 @@ from typing import Any
 
 import trio
 
-from trickle.service import Service, ServiceStatistics
+from trickle.service import Readiness, Service, ServiceStatistics
 
 __all__ = ["Tree"]
 
 logger = logging.getLogger("trickle.run")
+
+LONG_START_S = 10.0
 
 
 class _Child:
@@ -27,18 +29,6 @@ class _Child:
         self.service = service
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
-
-
-class _Status(trio.TaskStatus[Any]):
-    """Passes ``started()`` on, and remembers it."""
-
-    def __init__(self, status: trio.TaskStatus[Any]) -> None:
-        self._status = status
-        self.done = False
-
-    def started(self, value: object = None) -> None:
-        self.done = True
-        self._status.started(value)
 
 
 class Tree:
@@ -66,15 +56,28 @@ class Tree:
         """
         child = _Child(service)
         self._children.append(child)
-        await nursery.start(self._guard, child, name=service.name)
+        nursery.start_soon(self._remind, waiting := trio.CancelScope(), service.name)
+        try:
+            await nursery.start(self._guard, child, name=service.name)
+        finally:
+            waiting.cancel()
+
+    @staticmethod
+    async def _remind(waiting: trio.CancelScope, name: str) -> None:
+        with waiting:
+            await trio.sleep(LONG_START_S)
+            logger.warning(
+                "the start has waited for %s for %g s: a service is ready when its main() calls "
+                "task_status.started()", name, LONG_START_S,
+            )  # fmt: skip
 
     async def _guard(self, child: _Child, task_status: trio.TaskStatus[Any]) -> None:
-        status = _Status(task_status)
+        status = Readiness(task_status)
         try:
             with child.scope:
                 await child.service.run(task_status=status)
         except Exception as error:
-            if not status.done:
+            if not status.told:
                 raise
             self.failures.append(error)
             self._failed()

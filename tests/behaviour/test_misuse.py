@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.transport.memory import MemoryBroker
 
 
 async def in_an_event(do: Callable[[trickle.Event[str, str]], object]) -> str:
@@ -238,3 +239,49 @@ async def test_helpers_of_tests_say_what_is_wrong(mock_clock: MockClock, sentenc
             await HELPERS[sentence](t, app)
         await t.settled()
     assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("wrong", ["agent", "table"])
+async def test_what_cannot_work_declares_nothing(wrong: str) -> None:
+    """Else the topics stand in the way of what the message says to do."""
+    name = f"refused-{wrong}"
+    app = trickle.App("app", broker=f"memory://{name}")
+    two = app.topic("two", value=str, partitions=2)
+    three = app.topic("three", value=str, partitions=3)
+
+    async def work(stream: trickle.Stream[str]) -> None:
+        async for _ in stream:
+            pass
+
+    if wrong == "agent":
+        app.agent([two, three], name="both")(work)
+    else:
+        app.table("counts", key=str, value=int)
+        app.agent(two, name="one")(work)
+        app.agent(three, name="other")(work)
+    with pytest.raises(trickle.DefinitionError, match="two has 2"):
+        async with app.run():
+            pass
+    assert MemoryBroker.named(name).topics() == {}
+
+
+async def test_nothing_is_settled_where_no_worker_runs(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    seen: list[int] = []
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            seen.append(value)
+
+    del work
+    async with trickle.testing.run(app) as t:
+        await t.rebalance(workers=0)
+        await t.settled()
+        await t.send(source, 1)
+        with pytest.raises(trickle.UsageError, match=r"topic source \[0\] .* no worker runs"):
+            await t.settled()
+        await t.rebalance(workers=1)
+        await t.settled()
+    assert seen == [1]

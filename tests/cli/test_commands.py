@@ -129,6 +129,17 @@ def test_a_reader_that_goes_is_no_error(project: Project) -> None:
     assert done.stdout.count("\n") == 1
 
 
+def test_all_lines_are_sent_also_where_nobody_reads_what_is_said(project: Project) -> None:
+    command = f"seq 1 500 | {sys.executable} -m trickle -A app:app send words - | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=project.path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = project.json("tail", "words", "--from-beginning", "--no-follow")
+    assert [row["value"] for row in rows] == [str(number) for number in range(1, 501)]
+
+
 def test_topics_are_the_apps_and_what_exists(project: Project) -> None:
     (rows,) = project.json("topics")
     assert {row["topic"]: row["exists"] for row in rows} == {

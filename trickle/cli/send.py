@@ -22,7 +22,7 @@ from trickle.cli.broker import (
     require_topic,
     wires,
 )
-from trickle.cli.output import Output
+from trickle.cli.output import Output, abandon_output
 from trickle.cli.state import DebugOption, JsonOption, get_state, run
 from trickle.exceptions import TopicError, UsageError
 from trickle.metadata import pack_headers, timestamp_to_ms
@@ -169,8 +169,11 @@ async def _send_one(
         "offset": sent.offset,
         "timestamp": sent.timestamp,
     }
-    output.line(where, f"{sent.topic}  partition {sent.partition}  offset {sent.offset}")
-    output.flush()
+    try:
+        output.line(where, f"{sent.topic}  partition {sent.partition}  offset {sent.offset}")
+        output.flush()
+    except BrokenPipeError:  # nobody reads on, and the rest of the input is sent all the same
+        abandon_output()
 
 
 async def _values(request: _Request) -> AsyncGenerator[bytes | None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -214,6 +214,11 @@ class Simulation:
         """Say what has not been handled and committed."""
         waiting: list[str] = []
         held: set[TopicPartition] = set()
+        if not self.runs():
+            waiting += [
+                f"topic {at.topic} [{at.partition}] has records to take, and no worker runs"
+                for at in sorted(self._unread())
+            ]
         for live in self.runs():
             if live.conductor is None or live.consumer is None or live.committer is None:
                 continue
@@ -238,6 +243,17 @@ class Simulation:
                 if TopicPartition(topic, number) not in held and len(self.runs()) == 1
             ]
         return waiting
+
+    def _unread(self) -> Iterator[TopicPartition]:
+        """Yield where the app has records to take."""
+        committed = self.broker.group(self.app.id).offsets
+        names = {topic.name for agent in self.app.definitions().agents for topic in agent.topics}
+        for name in names & self.broker.topics().keys():
+            for number in range(len(self.broker.topic(name).logs)):
+                at = TopicPartition(name, number)
+                found = committed.get(at)
+                if self.broker.log(at).count_from(0 if found is None else found.offset):
+                    yield at
 
     def _state(self) -> object:
         lanes = [
