@@ -86,7 +86,8 @@ class Service:
                 await self.main(status)
         finally:
             self._nursery = None
-        if not status.told and task_status is not trio.TASK_STATUS_IGNORED:
+        ended = not nursery.cancel_scope.cancel_called  # else it was told to
+        if ended and not status.told and task_status is not trio.TASK_STATUS_IGNORED:
             raise UsageError(
                 f"the service {self.name!r} has ended before it was ready: its main() must call "
                 "task_status.started()"
