@@ -112,6 +112,7 @@ class Conductor(Service):
         self._assigned: frozenset[TopicPartition] | None = None
         self._epoch = 0
         self._fencing = Fencing(producer, session_timeout)
+        self._lost = False  # the place in the group, since the last assignment
         self._scopes: dict[tuple[int, int], Scope] = {}
         self._condemned: dict[tuple[str, str, int, int], TrickleError] = {}
         self._failures: list[Exception] = []
@@ -144,6 +145,7 @@ class Conductor(Service):
         self._assigned = partitions
         self._committer.hold()  # also where nothing was held, and so nothing was revoked
         self._fencing.assigned()
+        self._lost = False
         self._epoch += 1
         if not self._closed:
             self.nursery.start_soon(self._open, partitions, self._epoch)
@@ -158,7 +160,7 @@ class Conductor(Service):
         """These are gone: nothing of them can be committed any more."""
         logger.warning("this worker lost its place in the group: %d partitions", len(partitions))
         self._leave()
-        self._fencing.stale = True
+        self._fencing.stale = self._lost = True
         async with self._changes:
             await self._close(partitions, clean=False)
 
@@ -351,6 +353,7 @@ class Conductor(Service):
             if failure is not None and (twin or failure.refused is not None):
                 raise failure
             happened = await self._settle_last(failure, partitions)
+            excused = excused or self._lost
             failure = self._left(failure, late or (at_stake and not happened), excused=excused)
         if failure is not None:
             logger.warning(
@@ -392,10 +395,10 @@ class Conductor(Service):
         happened: bool | None = None
         again = failure
         lost = failure is not None and (failure.superseded or isinstance(failure, ProducerFenced))
-        if lost:  # whoever has the partitions by now goes on from where they stand for him
-            self._consumer.in_doubt(partitions)
-            partitions = frozenset()
         for _ in range(ATTEMPTS_AT_LAST):
+            if lost or self._lost:  # whoever has them by now goes on from where they stand for him
+                self._consumer.in_doubt(partitions)
+                partitions = frozenset()
             try:
                 if again is not None or self._committer.outstanding.owing:
                     await self._fencing.renew(self._patient)

@@ -58,10 +58,11 @@ if TYPE_CHECKING:
     from trickle.transport.kafka.logs import ClientLog
     from trickle.transport.kafka.stubs import TypedAdmin
 
-__all__ = ["KafkaAdmin", "topic_config"]
+__all__ = ["KafkaAdmin", "told", "topic_config"]
 
 T = TypeVar("T")
 
+_TRANSPORT = KafkaError._TRANSPORT  # pyright: ignore[reportPrivateUsage]
 _THREADS = 8
 _PAUSE = 0.05  # seconds between looks at what the broker is about to finish
 # A call for a group's coordinator that ran out of the client's own time would abort the process
@@ -298,7 +299,7 @@ class KafkaAdmin:
             for partition, future in answers.items():
                 where = TopicPartition(partition.topic, partition.partition)
                 try:
-                    found[where] = future.result(_left(deadline)).offset
+                    found[where] = told(future.result(_left(deadline)).offset)
                 except KafkaException as raised:
                     error = error_of(raised)
                     if error.code() in UNKNOWN_TOPIC:
@@ -450,6 +451,18 @@ class KafkaAdmin:
         """See :mod:`.fork`."""
         self._forked = True
         return [self._client, self._doubtful, *(one.client for one in self._readers.values())]
+
+
+def told(offset: int) -> int:
+    """Return an offset that the client tells.
+
+    Raises:
+        KafkaException: it says "invalid", with no error, as it does of a broker that goes away in
+            the midst of the question. Taken as an end, everything would lie outside of the topic.
+    """
+    if offset < 0:
+        raise KafkaException(KafkaError(_TRANSPORT, f"the client knows no offset ({offset})"))
+    return offset
 
 
 class _Closing:
