@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -83,3 +85,17 @@ async def read_all(
                 place = TopicPartition(batch.topic, batch.partition)
                 found[place] += [batch.record(index) for index in range(len(batch))]
     return found
+
+
+async def stop_between_writes(program: Program, log: Transport) -> None:
+    """Stop a process by SIGSTOP while it does not write.
+
+    It may be in a step of its upkeep, which is a write: then it is let go, and stopped once more.
+    """
+    while True:
+        os.kill(program.process.pid, signal.SIGSTOP)
+        with trio.move_on_after(3):
+            await write(log, "in", (None, b"value"))
+            return
+        os.kill(program.process.pid, signal.SIGCONT)
+        await write(log, "in", (None, b"value"))  # it has left what it was in

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.transport.embedded.support import Program, read_all, write
+from tests.transport.embedded.support import Program, read_all, stop_between_writes, write
 from trickle.exceptions import (
     BrokerUnavailable,
     ConfigurationError,
@@ -229,22 +229,13 @@ async def test_a_cancelled_wait_for_the_turn_leaves_nothing(
 async def test_a_stopped_process_between_writes_stops_nobody(
     log: EmbeddedTransport, url: str
 ) -> None:
-    """A member is stopped by SIGSTOP while it does not write; others write on.
-
-    It may be stopped in a step of its upkeep, which is a write: then it is let go, and stopped
-    once more.
-    """
+    """A member is stopped by SIGSTOP while it does not write; others write on."""
     async with Program.run("join", url, "group") as program:
         await program.until("assigned")
-        written = False
         with trio.fail_after(20):
-            while not written:
-                os.kill(program.process.pid, signal.SIGSTOP)
-                with trio.move_on_after(3):
-                    await write(log, "in", (None, b"value"))
-                    written = True
-                os.kill(program.process.pid, signal.SIGCONT)
-                await write(log, "in", (None, b"value"))  # it has left what it was in
+            await stop_between_writes(program, log)
+            await write(log, "in", (None, b"value"))
+        os.kill(program.process.pid, signal.SIGCONT)
 
 
 async def test_a_fork_is_told(log: EmbeddedTransport, url: str) -> None:

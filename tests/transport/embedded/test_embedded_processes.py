@@ -13,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.transport.embedded.support import Program, read_all, write
+from tests.transport.embedded.support import Program, read_all, stop_between_writes, write
 from trickle.exceptions import CommitFailed, TransportError
 from trickle.transport import open_transport
 from trickle.transport.contract import CommittedOffset, ConsumerOptions, ProducerOptions, TopicSpec
@@ -154,7 +154,7 @@ async def test_a_stopped_member_keeps_its_partitions(log: EmbeddedTransport, url
     with trio.fail_after(30):
         async with Program.run("join", url, "group") as first:
             await first.until("assigned")
-            os.kill(first.process.pid, signal.SIGSTOP)
+            await stop_between_writes(first, log)
             async with Program.run("join", url, "group") as second:
                 assert await second.until("assigned") == "assigned"
                 os.kill(first.process.pid, signal.SIGCONT)
