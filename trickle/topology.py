@@ -127,10 +127,10 @@ class _Declarer:
         self, specs: Sequence[TopicSpec], agents: Sequence[Agent[Any, Any]]
     ) -> dict[str, int] | None:
         """Return the counts that topics will have; None where the broker chooses some of them."""
-        there = await self._admin.topics([spec.name for spec in specs])
+        self.infos.update(await self._admin.topics([spec.name for spec in specs]))
         counts: dict[str, int] = {}
         for spec in specs:
-            found = there.get(spec.name)
+            found = self.infos.get(spec.name)
             count = spec.partitions or (self._partitions if found is None else found.partitions)
             if count is None:
                 return None
@@ -143,9 +143,8 @@ class _Declarer:
 
     async def declare(self, specs: Sequence[TopicSpec]) -> None:
         names = [spec.name for spec in specs if spec.name not in self.infos]
-        if not names:
-            return
-        self.infos.update(await self._admin.topics(names))
+        if names:
+            self.infos.update(await self._admin.topics(names))
         missing = [spec for spec in specs if spec.name not in self.infos]
         if missing and not self._allowed:
             raise TopicError(

@@ -15,27 +15,36 @@ from trickle.transport.memory import CommitFault
 FAULTS = cast("list[CommitFault]", ["aborted", "applied", "lost"])
 
 
+class Beating:
+    """An app whose timer counts."""
+
+    def __init__(self) -> None:
+        self.app = trickle.App("app")
+        self.topic = self.app.topic("ticks", value=int, partitions=1)
+        self.ticked = 0
+
+        @self.app.timer(1)
+        async def beat() -> None:
+            self.ticked += 1
+            self.topic.send_nowait(self.ticked)
+
+        del beat
+
+    def ticks(self) -> list[int]:
+        return list(range(1, self.ticked + 1))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_timers_without_agents_know_which_commits_have_happened(
     mock_clock: MockClock, fault: CommitFault
 ) -> None:
-    app = trickle.App("app")
-    topic = app.topic("ticks", value=int, partitions=1)
-    ticked = 0
-
-    @app.timer(1)
-    async def beat() -> None:
-        nonlocal ticked
-        ticked += 1
-        topic.send_nowait(ticked)
-
-    del beat
-    async with trickle.testing.run(app) as t:
+    beating = Beating()
+    async with trickle.testing.run(beating.app) as t:
         await t.advance(1.9)
         for _ in range(3):
             t.broker.fail_commits(fault)
             await t.advance(2.1)
-        assert [event.value for event in t.sent(topic)] == list(range(1, ticked + 1))
+        assert [event.value for event in t.sent(beating.topic)] == beating.ticks()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -43,39 +52,22 @@ async def test_timers_without_agents_commit_at_last_what_fails_at_the_end(
     mock_clock: MockClock, fault: CommitFault
 ) -> None:
     """The commit that is under way at the stop fails."""
-    app = trickle.App("app")
-    topic = app.topic("ticks", value=int, partitions=1)
-    ticked = 0
-
-    @app.timer(1)
-    async def beat() -> None:
-        nonlocal ticked
-        ticked += 1
-        topic.send_nowait(ticked)
-
-    del beat
-    async with trickle.testing.run(app) as t:
+    beating = Beating()
+    async with trickle.testing.run(beating.app) as t:
         await t.advance(1.9)
         t.broker.commit_delay = 0.5
         t.broker.fail_commits(fault)
         await t.advance(0.2)
-    assert [event.value for event in t.sent(topic)] == list(range(1, ticked + 1))
+    assert [event.value for event in t.sent(beating.topic)] == beating.ticks()
 
 
 async def test_timers_without_agents_leave_nothing_uncommitted_in_silence(
     mock_clock: MockClock,
 ) -> None:
     """The broker is away when the Run is to end, and a commit has failed before."""
-    app = trickle.App("app")
-    topic = app.topic("ticks", value=int, partitions=1)
-
-    @app.timer(1)
-    async def beat() -> None:
-        topic.send_nowait(1)
-
-    del beat
+    beating = Beating()
     with pytest.raises(ExceptionGroup) as caught:
-        async with trickle.testing.run(app) as t:
+        async with trickle.testing.run(beating.app) as t:
             await t.advance(1.9)
             t.broker.unavailable = True
             await t.advance(5)
