@@ -42,6 +42,7 @@ ROOMS: list[str] = [
     "tables",
     "scope",
     "producer",
+    "forgotten",
     "consumer",
     "inboxes",
     "fetcher",

@@ -160,8 +160,8 @@ async def test_two_who_end_what_a_broker_forgot_end_nobody(mock_clock: MockClock
     async with testing.run(app, workers=3) as t:
         await send(t, source, 120)
         for run in t.runs()[:2]:
-            assert run.consumer is not None
-            await run.consumer.end_forgotten()
+            assert run.committer is not None
+            await run.committer.forgotten.end_all()
             await send(t, source, gap)
         await send(t, source, 60)
         await t.settled()
@@ -179,7 +179,8 @@ async def test_healthy_workers_go_on_when_what_a_broker_forgot_is_ended(
         one, other = t.runs()
         assert one.consumer is not None
         assert one.consumer.positions()
-        await one.consumer.end_forgotten()
+        assert one.committer is not None
+        await one.committer.forgotten.end_all()
         await send(t, source, 20)
         await t.settled()
         assert t.runs() == [one, other]

@@ -97,6 +97,20 @@ def test_the_second_signal_cancels_at_once(made: Project) -> None:
     assert "cancelled by the second signal before the drain ended" in worker.output
 
 
+def test_a_signal_after_the_drain_changes_nothing(made: Project) -> None:
+    """A second signal that comes as the process ends, drained and committed."""
+    agent(made, "done.send_nowait(word)")
+    with (made.path / "app.py").open("a") as source:
+        source.write(
+            "import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
+        )
+    worker = made.start("worker", "app:app", "--no-web")
+    worker.wait_for("ready after")
+    worker.signal()
+    assert worker.wait() == 0
+    assert "drained and committed in" in worker.output
+
+
 def test_the_third_signal_leaves_where_it_stands(made: Project) -> None:
     body = """print('took', word, flush=True)
 with trio.CancelScope(shield=True):

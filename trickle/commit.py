@@ -38,6 +38,7 @@ from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
 from trickle.exceptions import BrokerUnavailable, CommitFailed, TrickleError
+from trickle.forgotten import Forgotten
 from trickle.outcomes import Outcomes
 from trickle.outstanding import Outstanding
 from trickle.producer import Producer
@@ -69,12 +70,14 @@ class Committer(Service):
         calls: what waits for a commit to be called.
         outstanding: what waits for a generation.
         outcomes: tells what became of a commit that got no answer.
+        forgotten: ends what the broker has lost the end of.
 
     Args:
         producer: publishes.
         consumer: knows what may be committed.
         sensor: told of each commit.
         outcomes: see above.
+        forgotten: likewise.
         transactional: exactly-once.
         interval: seconds from the first settled event to the commit that is due.
         interval_min: seconds between two commits that lanes ask for because they run dry.
@@ -92,6 +95,7 @@ class Committer(Service):
         consumer: Consumer | None,
         sensor: Sensor,
         outcomes: Outcomes,
+        forgotten: Forgotten,
         *,
         transactional: bool,
         interval: float,
@@ -126,6 +130,7 @@ class Committer(Service):
         self._after: list[Call] = []
         self._ticks: list[Effect] = []
         self.outcomes = outcomes
+        self.forgotten = forgotten
         self.outstanding = Outstanding(self.calls, outcomes, transactional=transactional)
         self._room = trio.Event()
         # After failures
@@ -442,6 +447,7 @@ class Committer(Service):
     def resume(self) -> None:
         """A new generation is about to open: nothing that settled before it counts any more."""
         self.hold()
+        self.forgotten.suspect()
         self._events = 0
         self._busy.clear()
         self._after.clear()

@@ -201,7 +201,7 @@ class Conductor(Service):
         await self._fencing.renew(self._patient)
         await patiently(self._producer.ensure_ready, self._patient)
         await self._fencing.unless_fenced(self._learn, self._patient)
-        positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
+        positions = await self._recall(partitions)
         await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
         scopes = self._group(partitions)
@@ -220,6 +220,16 @@ class Conductor(Service):
             logger.info("%s assigned, open after %.2f s", some, took)
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
+
+    async def _recall(
+        self, partitions: frozenset[TopicPartition]
+    ) -> Mapping[TopicPartition, Positions]:
+        """Find where partitions stand, with nothing left open before what is sent from now on."""
+        positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
+        if await patiently(self._committer.forgotten.end_suspects, self._patient):
+            self._fencing.stale = True
+            await self._fencing.renew(self._patient)
+        return positions
 
     async def _learn(self) -> None:
         await self._committer.outcomes.learn(self._producer.may_mark)
@@ -403,7 +413,7 @@ class Conductor(Service):
                 if again is not None or self._committer.outstanding.owing:
                     await self._fencing.renew(self._patient)
                     await self._producer.ensure_ready()
-                    await self._consumer.recall(partitions)
+                    await self._recall(partitions)
                     found = await self._committer.outstanding.resolve(self._patient)
                     happened = found if happened is None else happened
                 self._committer.go_on()

@@ -21,6 +21,7 @@ from trickle.exceptions import (
     TopicError,
     TransportError,
 )
+from trickle.forgotten import Forgotten
 from trickle.ledger import Ranges
 from trickle.namesakes import Namesakes
 from trickle.positions import Positions, read_positions
@@ -43,7 +44,6 @@ __all__ = ["Consumer", "LateListener"]
 logger = logging.getLogger("trickle.consumer")
 
 LAG_INTERVAL_S = 10.0
-FORGOTTEN_INTERVAL_S = 30.0
 
 
 class Consumer(Service):
@@ -61,6 +61,7 @@ class Consumer(Service):
         topics: what is consumed, as it was at the start.
         program: what this program is among those of its app's id.
         owned: topics of trickle's own, whose records nobody needs once they are committed.
+        forgotten: ends transactions whose end the broker has lost.
     """
 
     name = "Consumer"
@@ -76,6 +77,7 @@ class Consumer(Service):
         out_of_range: str,
         sensor: Sensor,
         topics: Mapping[str, TopicInfo],
+        forgotten: Forgotten,
         program: str = "",
         owned: frozenset[str] = frozenset(),
     ) -> None:
@@ -88,14 +90,13 @@ class Consumer(Service):
         self._out_of_range = out_of_range
         self._sensor = sensor
         self._topics = topics
+        self._forgotten = forgotten
         self._program = program
         self._owned = owned
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
         self._fenced: dict[TopicPartition, str] = {}  # whom we have ended since we hold it
-        self._ending = trio.Lock()
-        self._ended_at = -math.inf
         self._may_look = True
         self._placed_at = math.inf  # when this worker was last seen in its group
         self._away = False  # the group could not be looked at since
@@ -284,13 +285,14 @@ class Consumer(Service):
             for committer in sorted(set(unreleased.values())):
                 logger.info("ending what %s may have left open", committer)
                 await admin.fence(committer)
+                self._forgotten.suspect(committer)
                 self._fenced |= {at: name for at, name in unreleased.items() if name == committer}
         try:
             committed = await admin.committed(group, partitions, stable=True)
         except BrokerUnavailable as error:
             if not error.pending:
                 raise
-            await self.end_forgotten()
+            await self._forgotten.end_all()
             committed = await admin.committed(group, partitions, stable=True)
         marks = await admin.watermarks(partitions)
         for partition in partitions:
@@ -318,36 +320,6 @@ class Consumer(Service):
                 positions, topic_id=topic_id, program=self._program
             )
         return {partition: self._committed[partition] for partition in partitions}
-
-    async def end_forgotten(self) -> None:
-        """End the transactions whose end the broker may have lost: nothing goes on otherwise.
-
-        That is of all who have committed for this group, in all topics of the app; they fence us
-        by it, as we do them. What was open is aborted, and its events run again.
-        """
-        if not self.committer_id:
-            return
-        async with self._ending:
-            if trio.current_time() < self._ended_at + FORGOTTEN_INTERVAL_S:
-                return
-            self._ended_at = trio.current_time()
-            admin, group = self._transport.admin, self._options.group
-            places = [
-                TopicPartition(name, number)
-                for name, info in self._topics.items()
-                for number in range(info.partitions)
-            ]
-            latest = await admin.committed(group, places, stable=False)
-            named = {read_positions(offset).committer for offset in latest.values() if offset}
-            for committer in sorted((named | {self.committer_id}) - {""}):
-                logger.warning(
-                    "a transaction that nobody has ended blocks this group: what %s may have left "
-                    "open is aborted once more, in all of the app's topics", committer,
-                )  # fmt: skip
-                try:
-                    await admin.fence(committer, group=group, places=places)
-                except TransportError as error:  # another worker may be at it
-                    logger.warning("%s", error)
 
     def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> dict[TopicPartition, str]:
         """Return whom a partition's last commit is of, where it may yet hold us back."""

@@ -38,6 +38,12 @@ class Laneless:
     async def open(self) -> None:
         """Learn what has to be known before the first commit."""
         await self._committer.outcomes.learn(self._producer.may_mark)
+        await self._end_forgotten(lambda: False)
+
+    async def _end_forgotten(self, patient: Callable[[], bool]) -> None:
+        """Leave nothing open before what is sent from now on."""
+        if await patiently(self._committer.forgotten.end_suspects, patient):
+            await patiently(self._producer.renew, patient)
 
     async def generation_ended(self, error: CommitFailed) -> None:
         """A commit failed: what it held is sent again, unless it has happened."""
@@ -55,6 +61,7 @@ class Laneless:
         committer = self._committer
         committer.resume()
         await patiently(self._producer.ensure_ready, patient)
+        await self._end_forgotten(patient)
         await committer.outstanding.resolve(patient)
         committer.go_on()
 

@@ -41,6 +41,7 @@ from trickle.consumer import Consumer, LateListener
 from trickle.context import OUTLET, binding_children
 from trickle.definitions import Definitions
 from trickle.fetcher import Fetcher
+from trickle.forgotten import Forgotten
 from trickle.identity import Identity, claim_identity
 from trickle.inboxes import Inboxes
 from trickle.inside import inside
@@ -140,6 +141,7 @@ class Run(Service):
         self._started_up = False
         self._inner: trio.Nursery | None = None
         self._identity: Identity | None = None
+        self._forgotten: Forgotten | None = None
         self._fetcher: Fetcher | None = None
         self._tree = Tree(self.stop, self.settings.drain_timeout + 5)
 
@@ -244,6 +246,8 @@ class Run(Service):
         topics.update(self.topology.topics)
         identity = self._identity = self._identify(agents)
         check_positions(agents, identity.transactional_id)
+        committer_id = identity.transactional_id
+        self._forgotten = Forgotten(transport.admin, app.id, committer_id, topics)
         await self._start_producer(transport, identity, topics)
         if agents:
             await self._start_tables(transport)
@@ -329,6 +333,7 @@ class Run(Service):
         settings, topology = self.settings, self.topology
         assert topology is not None
         assert self._identity is not None
+        assert self._forgotten is not None
         outcomes = Outcomes(
             transport.admin,
             group=self.definitions.id,
@@ -340,6 +345,7 @@ class Run(Service):
             consumer,
             self._sensor,
             outcomes,
+            self._forgotten,
             transactional=settings.processing_guarantee == "exactly_once",
             interval=settings.commit_interval,
             interval_min=settings.commit_interval_min,
@@ -356,6 +362,7 @@ class Run(Service):
         assert topology is not None
         assert self.producer is not None
         assert self.tables is not None
+        assert self._forgotten is not None
         options = ConsumerOptions(
             group=self.definitions.id,
             topics=tuple(sorted(topology.counts)),
@@ -376,6 +383,7 @@ class Run(Service):
             out_of_range=settings.out_of_range,
             sensor=self._sensor,
             topics=topology.topics,
+            forgotten=self._forgotten,
             program=program_of({a.name: [t.name for t in a.topics] for a in agents}),
             owned=frozenset(
                 repartition.target.name
@@ -384,7 +392,7 @@ class Run(Service):
                 if repartition.owned
             ),
         )
-        self.tables.unblock = consumer.end_forgotten
+        self.tables.unblock = self._forgotten.end_all
         self.committer = self._make_committer(transport, self.producer, consumer)
         inboxes = Inboxes(self._sensor)
         conductor = self.conductor = listener.target = Conductor(

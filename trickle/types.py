@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from typing import (
     Any,
@@ -25,6 +33,7 @@ __all__ = [
     "HeadersInput",
     "Many",
     "Partitioner",
+    "Places",
     "Record",
     "RecordMetadata",
     "TopicOptions",
@@ -119,3 +128,7 @@ class TopicOptions(TypedDict, total=False):
     deleting: bool | None
     config: Mapping[str, str] | None
     partitioner: Partitioner | None
+
+
+Places: TypeAlias = Collection[TopicPartition]
+"""Partitions of topics, in no order."""

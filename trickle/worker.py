@@ -169,19 +169,20 @@ class Worker(Service):
         app: what to run.
         resolved: its effective settings.
         observer: told of the start and the end.
-        tune: set the garbage collector and the C library's memory for a long-lived process.
+        whole: the process is there for this worker, and ends with it: the garbage collector and
+            the C library's memory are set for that, and signals have no effect after the end.
     """
 
     name = "Worker"
 
     def __init__(
-        self, app: App, resolved: Resolved, observer: Observer, *, tune: bool = True
+        self, app: App, resolved: Resolved, observer: Observer, *, whole: bool = True
     ) -> None:
         super().__init__()
         self._app = app
         self._resolved = resolved
         self._observer = observer
-        self._tune = tune
+        self._whole = whole
         self._started_at = 0.0
         self._ready = False
         self._starting = trio.CancelScope()
@@ -194,7 +195,7 @@ class Worker(Service):
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         """Run until stopped; what the Run raises leaves from here."""
         self._started_at = time.monotonic()
-        if self._tune:
+        if self._whole:
             _bound_arenas()
         run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)
@@ -217,7 +218,7 @@ class Worker(Service):
     def _on_ready(self, run: Run) -> None:
         self._starting.cancel()
         self._ready = True
-        if self._tune:
+        if self._whole:
             _tune_collector()
         self._observer.ready(run, time.monotonic() - self._started_at)
 
@@ -260,8 +261,10 @@ class Worker(Service):
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
-            self.deadline.disarm()
+                # What ends already is not to be killed on its way, and with another exit code.
+                signal.signal(number, signal.SIG_IGN if self._whole else handler)
+            if not self._whole:
+                self.deadline.disarm()
 
     def _on_signal(self, run: Run, name: str, token: trio.lowlevel.TrioToken) -> None:
         """Count a signal; runs inside the signal handler."""

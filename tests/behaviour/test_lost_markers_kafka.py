@@ -13,13 +13,14 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 import trickle
 from tests.faults.proxy import Proxy
 from tests.kafka_broker import KafkaBroker
 from trickle.run import Run, Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
+from trickle.transport import TransportOptions, open_transport
 from trickle.transport.kafka import transaction
 
 pytestmark = pytest.mark.kafka
@@ -99,3 +100,72 @@ async def test_what_is_acknowledged_and_forgotten_counts_once(
                 await send()
                 await worker.until(live, 3)
     proxy.close()
+
+
+def read_out(broker: KafkaBroker, count: int) -> list[int]:
+    """Return what readers of committed records see, once they see so many."""
+    reader = Consumer(
+        {
+            "bootstrap.servers": broker.address,
+            "group.id": "reader",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+        }
+    )
+    reader.assign([TopicPartition("out", 0, 0)])
+    found: list[int] = []
+    try:
+        while len(found) < count or found[-1] != count:
+            message = reader.poll(LIMIT / 2)
+            assert message is not None, f"nothing comes behind {found}"
+            assert message.error() is None
+            found.append(int(message.value() or b""))
+    finally:
+        reader.close()
+    return found
+
+
+async def test_what_is_rolled_back_and_forgotten_is_sent_once() -> None:
+    """An output stays open, and the next commit of the same id must not make it visible.
+
+    The transaction holds it, and no offsets yet, as its broker dies for longer than its timeout.
+    The broker rolls it back as it starts, before its partitions have leaders; the event runs again.
+    """
+    soon = "transaction.abort.timed.out.transaction.cleanup.interval.ms"
+    with KafkaBroker({soon: 100}) as broker:
+        app = trickle.App("app")
+        source = app.topic("source", key=str, value=int, partitions=1)
+        out = app.topic("out", key=str, value=int, partitions=1)
+        held, release = trio.Event(), trio.Event()
+
+        @app.agent(source)
+        async def forward(stream: trickle.Stream[int, str]) -> None:
+            async for value in stream:
+                if value == 2:  # the lane is busy, so the first one waits for the interval
+                    held.set()
+                    await release.wait()
+                out.send_nowait(value, key="k")
+
+        del forward
+        resolved = app.resolve(
+            broker=broker.url, web=False, store="memory://", broker_timeout=8, session_timeout=30,
+            transaction_timeout=3, commit_interval=2.9,
+        )  # fmt: skip
+        place = trickle.TopicPartition("out", 0)
+        run = open_run(app.definitions(), resolved, surroundings=Surroundings(name="worker"))
+        client = open_transport(broker.url, TransportOptions())
+        with trio.fail_after(LIMIT):
+            async with client as transport, run:
+                watermarks = transport.admin.watermarks
+                producer = Producer({"bootstrap.servers": broker.address})
+                for value in (b"1", b"2"):
+                    producer.produce("source", value, b"k", 0)
+                assert await trio.to_thread.run_sync(producer.flush, 10) == 0
+                await held.wait()
+                while (await watermarks([place]))[place].high == 0:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                assert (await watermarks([place], stable=True))[place].high == 0, "too late"
+                await trio.to_thread.run_sync(broker.kill)
+                await trio.to_thread.run_sync(broker.start)
+                release.set()
+                assert await trio.to_thread.run_sync(read_out, broker, 2) == [1, 2]

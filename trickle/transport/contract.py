@@ -27,7 +27,7 @@ import msgspec
 
 from trickle.context import Effect
 from trickle.transport.batches import Batch
-from trickle.types import Guarantee, Headers, RecordMetadata, TopicPartition
+from trickle.types import Guarantee, Headers, Places, RecordMetadata, TopicPartition
 
 __all__ = [
     "Admin",
@@ -453,12 +453,12 @@ class Admin(Protocol):
         ...
 
     async def fence(
-        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+        self, transactional_id: str, *, groups: Collection[str] = (), places: Places = ()
     ) -> None:
         """End the transaction that a dead producer of this id may have left, and the producer.
 
         Args:
-            group: whose offsets may be pending, with ``places``.
+            groups: whose offsets may be pending, with ``places``.
             places: where the broker may have lost the end of that transaction: it is aborted there
                 once more.
         """

@@ -456,7 +456,7 @@ async def test_what_a_producer_left_is_aborted_once_more_where_it_is_asked(
                 await producer.commit({places[2]: CommittedOffset(7)}, None)
             async with transport.producer(options) as left:
                 await produce(left, plain[0], [b"open"])
-                await transport.admin.fence(name, group=group, places=places)
+                await transport.admin.fence(name, groups=[group], places=places)
                 async with transport.producer(options) as producer:
                     await produce(producer, plain[0], [b"after"])
                     await producer.commit({}, None)

@@ -15,7 +15,7 @@ from trickle.transport.embedded.environment import ReadTxn, WriteTxn
 from trickle.transport.embedded.format import Head
 from trickle.transport.embedded.group import look_at_group
 from trickle.transport.embedded.hub import Hub
-from trickle.types import TopicPartition
+from trickle.types import Places, TopicPartition
 from trickle.utils.names import check_name
 
 __all__ = ["LogAdmin", "check_identity"]
@@ -178,9 +178,9 @@ class LogAdmin:
         }
 
     async def fence(
-        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+        self, transactional_id: str, *, groups: Collection[str] = (), places: Places = ()
     ) -> None:
         """Begin a new epoch of the id: whoever has it now cannot commit any more."""
-        del group, places  # what has ended has ended everywhere
+        del groups, places  # what has ended has ended everywhere
         check_identity(transactional_id)
         await self._write(partial(log.new_epoch, transactional_id=transactional_id))

@@ -48,7 +48,7 @@ from trickle.transport.kafka.stubs import (
     ResourceType,
 )
 from trickle.transport.kafka.transaction import make_producer
-from trickle.types import TopicPartition
+from trickle.types import Places, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -368,14 +368,14 @@ class KafkaAdmin:
         }
 
     async def fence(
-        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+        self, transactional_id: str, *, groups: Collection[str] = (), places: Places = ()
     ) -> None:
         """End the transaction that a dead producer of this id may have left, and the producer."""
         what = f"fencing {transactional_id!r}"
-        await self._run(what, self._fence, transactional_id, group, places)
+        await self._run(what, self._fence, transactional_id, groups, places)
 
     def _fence(
-        self, timeout: float, transactional_id: str, group: str, places: Collection[TopicPartition]
+        self, timeout: float, transactional_id: str, groups: Collection[str], places: Places
     ) -> None:
         deadline = time.monotonic() + timeout
         options = ProducerOptions(transactional_id=transactional_id)
@@ -392,7 +392,7 @@ class KafkaAdmin:
                 else:
                     break
             if places:
-                abort_again(self._config, self._log, producer, group, places, _left(deadline))
+                abort_again(self._config, self._log, producer, groups, places, _left(deadline))
         finally:
             bury(producer)
 

@@ -45,11 +45,11 @@ def abort_again(
     config: KafkaConfig,
     log: ClientLog,
     producer: Producer,
-    group: str,
+    groups: Collection[str],
     places: Collection[TopicPartition],
     timeout: float,
 ) -> None:
-    """Abort a transaction that touches all places, and the group's offsets.
+    """Abort a transaction that touches all places, and the groups' offsets.
 
     Args:
         producer: a transactional one with :data:`HELD_BACK`, and with no transaction begun.
@@ -61,12 +61,12 @@ def abort_again(
     for place in places:
         producer.produce(place.topic, None, b"", partition=place.partition)
     time.sleep(min(_TOLD, timeout / 2))
-    if group:
-        metadata = bare_metadata(config, log, group)
-        offsets = [Partition(place.topic, place.partition, 0) for place in list(places)[:1]]
-        try:
+    offsets = [Partition(place.topic, place.partition, 0) for place in list(places)[:1]]
+    try:
+        for group in groups:
+            metadata = bare_metadata(config, log, group)
             producer.send_offsets_to_transaction(offsets, metadata, timeout)
-        except KafkaException as raised:
-            if not error_of(raised).txn_requires_abort():  # else that is what is done next
-                raise
+    except KafkaException as raised:
+        if not error_of(raised).txn_requires_abort():  # else that is what is done next
+            raise
     producer.abort_transaction(timeout)

@@ -115,6 +115,9 @@ class MemoryBroker:
         unavailable: commits, and looks at topics and groups, fail for want of a broker.
         linger: members whose client is gone without a word stay until their session times out,
             as on a real broker, instead of being given up at once.
+        forgotten: from where on records of a partition count as not decided: a transaction's end
+            got lost, as with a real broker that was killed. Whoever ends it there once more
+            (``Admin.fence``) takes the entry out.
         refuses: told topic, key and value of each record on its way; if it answers True, the
             broker refuses the record, as if it were too large for it.
     """
@@ -136,6 +139,7 @@ class MemoryBroker:
         self.commit_delay = 0.0
         self.unavailable = False
         self.linger = False
+        self.forgotten: dict[TopicPartition, int] = {}
         self.refuses: Callable[[str, bytes | None, bytes | None], bool] | None = None
         self._topics: dict[str, Topic] = {}
         self._groups: dict[str, Group] = {}

@@ -20,7 +20,7 @@ from trickle.transport.contract import (
 from trickle.transport.memory.broker import MemoryBroker
 from trickle.transport.memory.consumer import MemoryConsumer, MemoryReader
 from trickle.transport.memory.producer import MemoryProducer
-from trickle.types import TopicPartition
+from trickle.types import Places, TopicPartition
 
 __all__ = ["MemoryTransport", "open_transport"]
 
@@ -157,12 +157,15 @@ class MemoryAdmin:
     async def watermarks(
         self, partitions: Collection[TopicPartition], *, stable: bool = False
     ) -> Mapping[TopicPartition, Watermarks]:
-        """Return low and high watermarks; all that is there is stable."""
-        del stable
+        """Return low and high watermarks; all is stable, but for what is forgotten."""
         await trio.lowlevel.checkpoint()
         self._broker.check_available()
         logs = {partition: self._broker.log(partition) for partition in partitions}
-        return {partition: Watermarks(log.low, log.high) for partition, log in logs.items()}
+        forgotten = self._broker.forgotten if stable else {}
+        return {
+            partition: Watermarks(log.low, min(log.high, forgotten.get(partition, log.high)))
+            for partition, log in logs.items()
+        }
 
     async def committed(
         self, group: str, partitions: Collection[TopicPartition], *, stable: bool = True
@@ -183,10 +186,12 @@ class MemoryAdmin:
         return {name: member.assignment for name, member in members.items()}
 
     async def fence(
-        self, transactional_id: str, *, group: str = "", places: Collection[TopicPartition] = ()
+        self, transactional_id: str, *, groups: Collection[str] = (), places: Places = ()
     ) -> None:
-        """End a producer of this id; there is never a transaction that it left open."""
-        del group, places  # what has ended has ended everywhere
+        """End a producer of this id; only a test leaves open what it did (``forgotten``)."""
+        del groups  # what has ended has ended there
         await trio.lowlevel.checkpoint()
         self._broker.check_available()
         self._broker.open_epoch(transactional_id)
+        for partition in places:
+            self._broker.forgotten.pop(partition, None)
