@@ -24,6 +24,7 @@ from trickle.exceptions import (
     DeadlineExceeded,
     DecodeError,
     DefinitionError,
+    EventSettledError,
     RecordRefused,
     TrickleError,
 )
@@ -163,6 +164,7 @@ class Agent(Generic[V, K]):
                 await self._iterate(lane, call.scope)
         except Exception as error:
             if not lane.hand:
+                error.add_note(f"agent {self.name!r} failed between two events")
                 raise
             return error
         if call.scope.cancel_called and not call.told:
@@ -193,7 +195,17 @@ class Agent(Generic[V, K]):
                 self._yielded(lane, value)
 
     def _yielded(self, lane: Lane, value: Any) -> None:
-        """Send a yielded value to the sinks, with the source's key."""
+        """Send a yielded value to the sinks, with the source's key.
+
+        Raises:
+            EventSettledError: no event is in hand that it could be part of.
+        """
+        if self.sinks and not lane.hand:
+            raise EventSettledError(
+                f"agent {self.name!r} yielded a value while it had no event in hand, so nothing "
+                "would be sent with it for sure: yield inside the loop over the stream, and inside "
+                "`async with event`"
+            )
         for sink in self.sinks:
             if isinstance(sink, Topic | Agent):
                 topic = cast("Topic[Any, Any] | Agent[Any, Any]", sink).topics[0]

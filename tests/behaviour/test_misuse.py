@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -285,3 +285,80 @@ async def test_nothing_is_settled_where_no_worker_runs(mock_clock: MockClock) ->
         await t.rebalance(workers=1)
         await t.settled()
     assert seen == [1]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("function", [False, True])
+async def test_what_is_yielded_belongs_to_an_event(
+    mock_clock: MockClock, by_hand: bool, concurrency: int, function: bool
+) -> None:
+    """Behind a block that bounds the event, or behind the loop: nothing would be sent with it."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+
+    @app.agent(source, sink=print if function else app.topic("out", key=str, value=int),
+               concurrency=concurrency)  # fmt: skip
+    async def work(stream: trickle.Stream[str, str]) -> AsyncIterator[int]:
+        count = 0
+        async for event in stream.events():
+            if by_hand:
+                async with event:
+                    count += 1
+                yield count
+        yield count
+
+    del work
+    with pytest.RaisesGroup(trickle.EventSettledError, flatten_subgroups=True) as raised:
+        async with trickle.testing.run(app) as t:
+            await t.send(source, "a", key="k")
+            await t.settled()
+            await t.rebalance(workers=2)
+            await t.rebalance(workers=1)
+    assert "'work' yielded a value while it had no event in hand" in str(raised.value.exceptions)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+async def test_what_is_gathered_is_not_gathered_again(mock_clock: MockClock, batches: bool) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        flat = stream.take(2, within=1).flat_map(lambda values: values)
+        async for _ in flat.batches() if batches else flat.take(2):
+            pass
+
+    del work
+    with pytest.raises(trickle.UsageError, match="one of them is all that a stream can have"):
+        async with trickle.testing.run(app):
+            pass
+
+
+async def test_an_error_between_two_events_names_its_agent(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source, on_error=trickle.Skip())
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for event in stream.events():
+            async with event:
+                pass
+            raise LookupError
+
+    del work
+    with pytest.RaisesGroup(LookupError, flatten_subgroups=True) as raised:
+        async with trickle.testing.run(app) as t:
+            await t.send(source, 1)
+            await trio.sleep(1)
+    error: BaseException = raised.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert error.__notes__ == ["agent 'work' failed between two events"]
+
+
+async def test_each_error_of_a_test_tells_its_seed(mock_clock: MockClock) -> None:
+    with pytest.raises(LookupError) as raised:
+        async with trickle.testing.run(trickle.App("app"), seed=77):
+            raise LookupError
+    assert raised.value.__notes__ == ["trickle.testing.run(…, seed=77)"]

@@ -73,6 +73,11 @@ class Stream(Generic[V, K]):
         """Whether the event in hand has values that are still to come."""
         return False
 
+    @property
+    def grouped(self) -> bool:
+        """Whether a step gathers events that settle as one."""
+        return False
+
     def events(self) -> Stream[Event[V, K], K]:
         """Iterate events instead of values: with key, headers, timestamp and where from."""
         return _Events(self)
@@ -120,6 +125,9 @@ class Stream(Generic[V, K]):
             n: how many values make a list.
             within: seconds after the first value at which a shorter list is given; None waits
                 for all ``n``.
+
+        Raises:
+            UsageError: the stream gathers already.
         """
         if not is_whole(n, at_least=1):
             raise UsageError(f"take(n={n!r}): n must be a whole number, 1 or more")
@@ -153,6 +161,10 @@ class Operator(Stream[B, K], Generic[A, B, K]):
     @property
     def unfinished(self) -> bool:
         return self._parent.unfinished
+
+    @property
+    def grouped(self) -> bool:
+        return self._parent.grouped
 
     async def pull(self, *, keep: bool) -> B:
         raise NotImplementedError
@@ -258,6 +270,19 @@ class _Group(Operator[V, list[V], K]):
     """Lists of values, each of which settles as one event."""
 
     __slots__ = ()
+
+    def __init__(self, parent: Stream[V, K]) -> None:
+        super().__init__(parent)
+        if parent.grouped:
+            raise UsageError(
+                f"agent {self._lane.agent!r}: stream.take() and batches() gather what settles as "
+                "one event, so one of them is all that a stream can have: take more at once, or "
+                "divide the lists by flat_map()"
+            )
+
+    @property
+    def grouped(self) -> bool:
+        return True
 
     async def pull(self, *, keep: bool) -> list[V]:
         lane = self._lane

@@ -270,7 +270,7 @@ class Table(MutableMapping[K, V]):
         return sum(shard.size_committed for shard in self._held())
 
     def __iter__(self) -> Iterator[K]:
-        """Iterate over the keys, in the order of their bytes within a partition."""
+        """Iterate over the keys, in the order of their bytes (of long ones, of their hashes)."""
         place = self._lane()
         if place is None:
             for shard in self._held():

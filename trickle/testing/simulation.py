@@ -425,10 +425,11 @@ async def run(
     clock = trio.lowlevel.current_clock()
     if not isinstance(clock, MockClock):
         raise UsageError(
-            "trickle.testing.run needs a virtual clock: use pytest-trio's mock_clock or "
-            "autojump_clock fixture, or trio.run(main, clock=trio.testing.MockClock())"
+            "trickle.testing.run needs a virtual clock: let the test itself ask for pytest-trio's "
+            "mock_clock or autojump_clock (for a fixture alone pytest-trio does not look), or use "
+            "trio.run(main, clock=trio.testing.MockClock())"
         )
-    with single_errors() as guard, _seed_noted(seed), app.season.closed():
+    with _seed_noted(seed), single_errors() as guard, app.season.closed():
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             simulation = Simulation(app, clock, seed, nursery, settings)
             stack.enter_context(seeded_order(simulation.random))
