@@ -270,7 +270,7 @@ class Table(MutableMapping[K, V]):
         return sum(shard.size_committed for shard in self._held())
 
     def __iter__(self) -> Iterator[K]:
-        """Iterate over the keys, in the order of their bytes (of long ones, of their hashes)."""
+        """Iterate over the keys, in the order of their bytes as far as their first 478 tell."""
         place = self._lane()
         if place is None:
             for shard in self._held():
