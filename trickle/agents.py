@@ -337,7 +337,7 @@ def _brief(error: BaseException) -> str:
 
 
 def _where(records: Sequence[Record]) -> str:
-    first, last = records[0], records[-1]
+    first, last = records[0], max(records, key=lambda record: record.offset)
     place = f"{first.topic} [{first.partition}]"
     if len(records) == 1:
         return f"the event of {place} at offset {first.offset}"

@@ -340,7 +340,8 @@ class Consumer(Service):
         if self._out_of_range == "stop":
             raise OffsetOutOfRange(
                 f"{where}: records were deleted before they were read, or the topic was made "
-                "anew; choose where to go on by out_of_range='earliest' or 'latest'"
+                "anew (or nothing but the marks of transactions stood there); choose where to go "
+                "on by out_of_range='earliest' or 'latest'"
             )
         target = marks.low if self._out_of_range == "earliest" else marks.high
         logger.warning("%s: going on at %d (out_of_range=%s)", where, target, self._out_of_range)

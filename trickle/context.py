@@ -260,7 +260,7 @@ def current_turn() -> Turn | None:
         raise EventSettledError(
             f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "
             "written now could be lost; do it before the event ends (a task: open its nursery "
-            "inside the event), or in an @app.task"
+            "inside the event, and iterate the stream outside of it), or in an @app.task"
         )
     return turn
 

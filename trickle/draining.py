@@ -38,10 +38,11 @@ async def drain(lanes: Sequence[Lane], timeout: float, wake: Callable[[], None])
 
 
 async def cancel(lanes: Sequence[Lane]) -> None:
-    """End lanes at once; one that shields itself is left behind, unable to take effect."""
+    """End lanes at once: whatever their agents still do has no effect, should they not notice."""
     for lane in lanes:
-        lane.stopping = True
-        lane.scope.cancel()
+        if not lane.ended.is_set():
+            lane.abandon()
+            lane.scope.cancel()
     with trio.move_on_after(CANCEL_TIMEOUT_S):
         for lane in lanes:
             await lane.ended.wait()
@@ -51,4 +52,3 @@ async def cancel(lanes: Sequence[Lane]) -> None:
                 "agent %s, partition %d, resists its cancellation (a shielded scope?)",
                 lane.agent, lane.partition,
             )  # fmt: skip
-            lane.abandon()

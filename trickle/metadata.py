@@ -60,7 +60,8 @@ def timestamp_to_ms(timestamp: float | datetime) -> int:
                 f"timestamp={timestamp!r} has no time zone: use an aware datetime or POSIX seconds"
             )
         timestamp = timestamp.timestamp()
-    if not isinstance(timestamp, int | float) or not math.isfinite(timestamp):  # pyright: ignore[reportUnnecessaryIsInstance]
+    known = isinstance(timestamp, int | float)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not known or (isinstance(timestamp, float) and not math.isfinite(timestamp)):
         raise UsageError(f"timestamp={timestamp!r} is no time: use POSIX seconds or a datetime")
     ms = round(timestamp * 1000)
     if not -(2**63) <= ms < 2**63:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import msgspec
+import trio
 from typing_extensions import TypeVar
 
 from trickle.context import current_turn
@@ -176,7 +178,11 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
             return
         if error is None:
             if not self._lane.partial:  # a flat_map's event settles after its last value
+                scope = self._lane.call.scope
+                if scope.cancel_called:  # a shield kept its deadline from it
+                    await trio.lowlevel.checkpoint()
                 self._lane.finish()
+                scope.deadline = math.inf  # what follows is of no event
         else:  # it may be caught before the agent's policy hears of it: no trace, either way
             self._lane.undo()
 

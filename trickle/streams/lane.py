@@ -217,6 +217,11 @@ class Lane(Turn):
         self.members.extend(zip(repeat(batch), range(index + 1, index + 1 + len(rest))))
         return rest
 
+    def blame(self) -> None:
+        """A step has failed on what was taken last: its record is one of the group in hand."""
+        if self.hand and length_hint(self.chunk) < self.size:
+            self.members.append(self.in_hand())
+
     def pass_over(self) -> None:
         """The event taken last has no part in the group; one that is empty begins behind it."""
         if self.pinned is not None and not self.members:
@@ -332,11 +337,12 @@ class Lane(Turn):
         self.inbox_bytes = 0
 
     def abandon(self) -> None:
-        """The lane resists its end: whatever its agent does from now on goes nowhere.
+        """The lane is to end at once: whatever its agent does from now on goes nowhere.
 
         An event that ends all the same, before the commit that gives its partition back, has not
         happened: its position must not be in that commit.
         """
+        self.count_settled()
         self.frozen = self.settled_positions()
         self.undo()
         self.drain()
@@ -419,6 +425,8 @@ class Lane(Turn):
             await self._refuse(self, record, error)
         except BaseException:
             self.size, self.stamps, self.hand = 0, (), grouped
+            if grouped:
+                self.members.append((batch, self.base))
             raise
         # No await from here on: a commit sees the effects and the position together, or neither.
         # A group goes on, and settles what was staged with the rest.

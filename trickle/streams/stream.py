@@ -156,7 +156,26 @@ class Operator(Stream[B, K], Generic[A, B, K]):
         self._parent = parent
 
     async def __anext__(self) -> B:
-        return await self.pull(keep=False)
+        try:
+            return await self.pull(keep=False)
+        except trio.Cancelled:
+            self._put_back()
+            raise
+
+    def _put_back(self) -> None:
+        """What a cancellation of the agent's own has kept from being given is given next time."""
+        lane = self._lane
+        if lane.call.scope.cancel_called or lane.scope.cancel_called:
+            return  # trickle's: the event in hand fails, or has not happened
+        if lane.hand or lane.pinned is not None:
+            lane.undo()
+            lane.rewind()
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget what was made of the event in hand: it will be taken again."""
+        if isinstance(self._parent, Operator):
+            self._parent.restart()
 
     @property
     def unfinished(self) -> bool:
@@ -168,6 +187,11 @@ class Operator(Stream[B, K], Generic[A, B, K]):
 
     async def pull(self, *, keep: bool) -> B:
         raise NotImplementedError
+
+
+def _no_end(step: str) -> RuntimeError:
+    """Return what becomes of an end that is not the stream's, as in a generator (PEP 479)."""
+    return RuntimeError(f"the function of stream.{step}() raised StopAsyncIteration")
 
 
 class _Events(Operator[V, Event[V, K], K]):
@@ -199,9 +223,12 @@ class _Filter(Operator[V, V, K]):
     async def pull(self, *, keep: bool) -> V:
         while True:
             value = await self._parent.pull(keep=keep)
-            holds = self._predicate(value)
-            if inspect.isawaitable(holds):
-                holds = await holds
+            try:
+                holds = self._predicate(value)
+                if inspect.isawaitable(holds):
+                    holds = await holds
+            except StopAsyncIteration as error:
+                raise _no_end("filter") from error
             if holds:
                 return value
             if keep and not self.unfinished:
@@ -218,10 +245,12 @@ class _Map(Operator[V, V2, K], Generic[V, V2, K]):
         self._function = function
 
     async def pull(self, *, keep: bool) -> V2:
-        result = self._function(await self._parent.pull(keep=keep))
-        if inspect.isawaitable(result):
-            return cast("V2", await result)
-        return result
+        value = await self._parent.pull(keep=keep)
+        try:
+            result = self._function(value)
+            return cast("V2", await result) if inspect.isawaitable(result) else result
+        except StopAsyncIteration as error:
+            raise _no_end("map") from error
 
 
 class _FlatMap(Operator[V, V2, K]):
@@ -231,6 +260,11 @@ class _FlatMap(Operator[V, V2, K]):
         super().__init__(parent)
         self._function = function
         self._pending: deque[V2] = deque()
+
+    def restart(self) -> None:
+        self._pending.clear()
+        self._lane.partial = False
+        super().restart()
 
     @property
     def unfinished(self) -> bool:
@@ -242,12 +276,16 @@ class _FlatMap(Operator[V, V2, K]):
                 value = self._pending.popleft()
                 self._lane.partial = self.unfinished
                 return value
-            found = self._function(await self._parent.pull(keep=keep))
-            if isinstance(found, AsyncIterable):
-                async for value in found:
-                    self._pending.append(value)
-            else:
-                self._pending.extend(await found if isinstance(found, Awaitable) else found)
+            value_in = await self._parent.pull(keep=keep)
+            try:
+                found = self._function(value_in)
+                if isinstance(found, AsyncIterable):
+                    async for value in found:
+                        self._pending.append(value)
+                else:
+                    self._pending.extend(await found if isinstance(found, Awaitable) else found)
+            except StopAsyncIteration as error:
+                raise _no_end("flat_map") from error
             if keep and not self.unfinished:
                 self._lane.pass_over()
 
@@ -301,8 +339,7 @@ class _Group(Operator[V, list[V], K]):
             lane.rewind()
             raise
         except BaseException:
-            if lane.hand:  # a step before this one has failed: its record is in it
-                lane.members.append(lane.in_hand())
+            lane.blame()
             raise
         finally:
             lane.patience = math.inf
