@@ -102,7 +102,7 @@ BUGS = {
                 "            index = self._next_index()\n",
             )
         ],
-        ["--seed", "4", "--seconds", "30", "--every", "4", "--faults", "kill"],
+        ["--seed", "4", "--seconds", "60", "--every", "4", "--faults", "kill,failpoint"],
     ),
     "metadata-ignored": Bug(
         "positions.py",
