@@ -51,6 +51,6 @@ def lanes_of(
         ordering=agent.ordering,
         ledgers={at.topic: position.ledger(agent.name) for at, position in positions.items()},
         rooms=rooms,
-        view=partial(KeyedShard, writable=agent.ordering.tables),
+        view=partial(KeyedShard, writable=agent.ordering.tables, holders={}),
         failed=failed,
     )

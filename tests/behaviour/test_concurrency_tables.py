@@ -333,3 +333,65 @@ async def test_tables_of_other_agents_are_read_at_any_key(mock_clock: MockClock)
         await t.advance(20)
         await t.settled()
         assert dict(spent.items()) == {"c0": 222, "c1": 222}
+
+
+def nan(value: int) -> float:
+    return float("nan")
+
+
+PAIR = tuple[str, int]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize(
+    ("keys", "serializers", "table", "options", "sent"),
+    [
+        ((int, float), ("json", "json"), float, {}, (1, 1.0)),
+        ((PAIR, PAIR), ("json", "msgpack"), PAIR, {}, (("x", 1), ("x", 1))),
+        ((float, float), ("json", "json"), float, {"ordering": nan}, (1.0, 2.0)),
+    ],
+    ids=["numbers", "serializers", "nan"],
+)
+async def test_one_key_that_is_spelt_in_two_ways_is_seen(
+    autojump_clock: MockClock,
+    keys: tuple[Any, Any],
+    serializers: tuple[str, str],
+    table: Any,
+    options: dict[str, Any],
+    sent: tuple[Any, Any],
+    reads: bool,
+) -> None:
+    """Both events are in hand at once, and no count of either is lost: the second one is refused.
+
+    Their orders differ, so the lane has kept none of them back.
+    """
+    app = trickle.App("app")
+    a, b = (
+        app.topic(name, key=key, value=int, partitions=1, key_serializer=serializer)
+        for name, key, serializer in zip("ab", keys, serializers, strict=True)
+    )
+    counts = app.table("counts", key=table, value=int, default=int, key_serializer="msgpack")
+    told: list[str] = []
+
+    @app.agent([a, b], concurrency=3, on_error=trickle.Skip(), **options)
+    async def work(stream: trickle.Stream[int, Any]) -> None:
+        async for event in stream.events():
+            key = float("nan") if options else event.key
+            try:
+                before = counts[key] if reads else 0
+                await trio.sleep(1)
+                counts[key] = before + 1
+            except UsageError as error:
+                told.append(str(error))
+                raise
+            await trio.sleep(1)
+
+    del work
+    async with trickle.testing.run(app) as t:
+        for _ in range(3):
+            for topic, key in zip((a, b), sent, strict=True):
+                await t.send(topic, 1, key=key)
+        await t.advance(60)
+        assert "spell in two ways" in told[0]
+        done = 6 - len(told)
+        assert list(counts.values()) == [done if reads else 1]

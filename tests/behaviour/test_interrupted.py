@@ -116,14 +116,18 @@ async def slowly_yes(value: int) -> bool:
     return value > 0
 
 
-PULLS: dict[str, Callable[[trickle.Stream[int]], trickle.Stream[object]]] = {
+def listed(value: int) -> list[int]:
+    return [value]
+
+
+PULLS: dict[str, Callable[[trickle.Stream[int]], trickle.Stream[list[int]]]] = {
     "take": lambda stream: stream.take(4),
-    "map": lambda stream: stream.map(slow),
-    "filter": lambda stream: stream.filter(slowly_yes),
-    "flat_map": lambda stream: stream.flat_map(slowly_two),
-    "flat_map map": lambda stream: stream.flat_map(lambda value: [value, value]).map(slow),
+    "map": lambda stream: stream.map(slow).map(listed),
+    "filter": lambda stream: stream.filter(slowly_yes).map(listed),
+    "flat_map": lambda stream: stream.flat_map(slowly_two).map(listed),
+    "flat_map map": lambda stream: stream.flat_map(lambda v: [v, v]).map(slow).map(listed),
     "map take": lambda stream: stream.map(slow).take(2),
-    "filter items": lambda stream: stream.filter(slowly_yes).items(),
+    "filter items": lambda stream: stream.filter(slowly_yes).items().map(lambda item: [item[1]]),
 }
 
 
@@ -147,8 +151,7 @@ async def test_a_timeout_of_the_agents_own_loses_nothing(
                     found = await values.__anext__()
                 except StopAsyncIteration:
                     return
-                flat = found if isinstance(found, list | tuple) else [found]
-                out.send_nowait([value for value in flat if value is not None])
+                out.send_nowait(found)
             if scope.cancelled_caught:
                 patience += 0.5
 

@@ -78,6 +78,9 @@ class Stream(Generic[V, K]):
         """Whether a step gathers events that settle as one."""
         return False
 
+    def restart(self) -> None:
+        """Forget what was made of the event in hand: it will be taken again."""
+
     def events(self) -> Stream[Event[V, K], K]:
         """Iterate events instead of values: with key, headers, timestamp and where from."""
         return _Events(self)
@@ -173,9 +176,7 @@ class Operator(Stream[B, K], Generic[A, B, K]):
             self.restart()
 
     def restart(self) -> None:
-        """Forget what was made of the event in hand: it will be taken again."""
-        if isinstance(self._parent, Operator):
-            self._parent.restart()
+        self._parent.restart()
 
     @property
     def unfinished(self) -> bool:

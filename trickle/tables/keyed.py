@@ -13,6 +13,9 @@ an error. The rule holds for the tables that the agent writes; those of other ag
 it likes, for there it sees what has settled, as everybody does. Who writes a table shows when it is
 written. So an event that read another key must not write, and the error comes then.
 
+Orders are compared by the bytes of their topics' keys, and a table may take two of them for one
+key: 1 and 1.0 where it maps floats. Who touches a key that an event in hand has touched is told so.
+
 Values that can be changed in place are on loan to each event anyhow (:mod:`.loans`); their loans
 follow the same rule when they are checked.
 """
@@ -57,11 +60,12 @@ class KeyedShard(Generic[K, V]):
         shard: shared by all of them.
         owner: whose events these are.
         writable: whether they may write at all.
+        holders: who has touched which keys, of all events that the lane has in hand.
     """
 
     __slots__ = (
-        "_cells", "_marks", "_number", "_owner", "_seen", "_strayed", "_there", "_writable",
-        "shard",
+        "_cells", "_holders", "_marks", "_number", "_owner", "_seen", "_strayed", "_there",
+        "_writable", "shard",
     )  # fmt: skip
 
     # What the facade looks at before it asks: nothing is a plain hit.
@@ -70,10 +74,18 @@ class KeyedShard(Generic[K, V]):
     exact = None
     turn = None
 
-    def __init__(self, shard: Shard[K, V], owner: OrderedTurn, *, writable: bool) -> None:
+    def __init__(
+        self,
+        shard: Shard[K, V],
+        owner: OrderedTurn,
+        *,
+        writable: bool,
+        holders: dict[Any, KeyedShard[Any, Any]],
+    ) -> None:
         self.shard = shard
         self._owner = owner
         self._writable = writable
+        self._holders = holders
         self._cells: dict[Any, Any] = {}  # what the event in hand has written
         self._there: dict[Any, bool] = {}  # which of these keys there were before
         self._number = 0
@@ -109,6 +121,9 @@ class KeyedShard(Generic[K, V]):
         """Tell whether the event in hand has this key to itself."""
         owner = self._owner
         if self._number != owner.number:
+            for held in self._marks:
+                if self._holders.get((self.shard, held)) is self:
+                    del self._holders[self.shard, held]
             self._number = owner.number
             self._marks.clear()
             self._seen, self._strayed = 0, MISSING
@@ -123,13 +138,39 @@ class KeyedShard(Generic[K, V]):
                 continue
         return mark in self._marks
 
+    def _hold(self, mark: Any, *, writes: bool) -> None:
+        """The event in hand touches one of its own keys.
+
+        Raises:
+            UsageError: so has another one, whose order is another spelling of the key.
+        """
+        holder = self._holders.setdefault((self.shard, mark), self)
+        if holder is self:
+            return
+        if not holder.has_in_hand(mark):
+            self._holders[self.shard, mark] = self
+        elif writes or self.shard.agent == self._owner.agent:
+            raise UsageError(
+                f"table {self.shard.table!r}: two events of agent {self._owner.agent!r} that are "
+                f"in hand at once have {self._shown(mark)}, which their topics' keys, or "
+                "ordering=, spell in two ways: give ordering= a function that returns it in one, "
+                "or use concurrency=1"
+            )
+
+    def has_in_hand(self, mark: Any) -> bool:
+        """Tell whether an event is in hand here to which this key belongs."""
+        return self._number == self._owner.number and mark in self._marks
+
     def look(self, mark: Any) -> None:
         """The event reads a key.
 
         Raises:
             UsageError: another event may have it in hand.
         """
-        if not self._writable or self._ours(mark):
+        if not self._writable:
+            return
+        if self._ours(mark):
+            self._hold(mark, writes=False)
             return
         if self.shard.agent == self._owner.agent:
             raise self._foreign(f"reads {self._shown(mark)}")
@@ -153,6 +194,7 @@ class KeyedShard(Generic[K, V]):
         self._may_write()
         if not self._ours(mark):
             raise self._foreign(f"writes {self._shown(mark)}")
+        self._hold(mark, writes=True)
         if self._strayed is not MISSING:
             raise self._foreign(f"has read {self._shown(self._strayed)} before it wrote")
 
