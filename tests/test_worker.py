@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -109,6 +111,58 @@ def test_a_signal_after_the_drain_changes_nothing(made: Project) -> None:
     worker.signal()
     assert worker.wait() == 0
     assert "drained and committed in" in worker.output
+
+
+def test_what_timers_alone_have_sent_is_committed_at_the_end(made: Project) -> None:
+    """Nothing is consumed, and there is something to commit all the same."""
+    made.write(
+        "app.py",
+        """
+import trickle
+app = trickle.App("work", commit_interval=8, commit_interval_min=8)
+done = app.topic("done", key=str, value=int, partitions=1)
+count = 0
+
+@app.timer(0.02)
+async def tick() -> None:
+    global count
+    count += 1
+    done.send_nowait(count)
+    print("ticked", count, flush=True)
+""",
+    )
+    worker = made.start("worker", "app:app", "--no-web")
+    worker.wait_for("ticked 20")
+    worker.signal()
+    assert worker.wait() == 0
+    ticked = worker.output.count("ticked")
+    records = made.json("tail", "done", "--from-beginning", "--no-follow")
+    assert [record["value"] for record in records] == list(range(1, ticked + 1))
+
+
+def test_a_broken_pipe_of_an_agents_own_is_a_failure(made: Project) -> None:
+    agent(made, "raise BrokenPipeError(32, 'the database has gone')")
+    made.do("send", "words", "one")
+    worker = made.start("worker", "app:app", "--no-web")
+    assert worker.wait() == 1
+    assert "the database has gone" in worker.output
+
+
+def test_nobody_has_to_read_what_it_tells(made: Project) -> None:
+    """Standard error is closed, or a pipe that nobody reads."""
+    agent(made, "done.send_nowait(word)")
+    for closing in ("2>&-", "2> >(true)"):
+        made.do("send", "words", "hello")
+        command = f"exec {sys.executable} -m trickle worker app:app --no-web --json {closing}"
+        with subprocess.Popen(
+            ["bash", "-c", command], cwd=made.path, stdout=subprocess.PIPE, text=True
+        ) as worker:
+            assert worker.stdout is not None
+            assert '"event": "ready"' in next(line for line in worker.stdout if "ready" in line)
+            worker.send_signal(signal.SIGTERM)
+            worker.stdout.read()
+            assert worker.wait(20) == 0
+    assert outputs(made) == ["hello", "hello"]
 
 
 def test_the_third_signal_leaves_where_it_stands(made: Project) -> None:

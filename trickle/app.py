@@ -16,7 +16,7 @@ from trickle.definitions import Command, Definitions, ServiceDefinition, Timer
 from trickle.exceptions import DefinitionError
 from trickle.policies import DeadLetter, Policy, Retry, Stop
 from trickle.run import Run, open_run
-from trickle.sensors import Sensor
+from trickle.sensors import Sensor, checked_sensors
 from trickle.service import Restart, Service
 from trickle.sources import (
     check_letters,
@@ -64,7 +64,7 @@ class App:
     ) -> None:
         self.id = id
         self.module_file = _callers_file()
-        self.sensors = tuple(sensors)
+        self.sensors = checked_sensors(sensors)
         self._arguments: dict[str, Any] = dict(settings)
         check_arguments(id, self._arguments)  # a wrong argument is told where it stands
         self._topics: dict[str, Topic[Any, Any]] = {}

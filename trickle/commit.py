@@ -225,7 +225,7 @@ class Committer(Service):
 
     def handled(self, lane: Lane, timestamp_ms: int) -> None:
         if timestamp_ms >= 0:
-            self._sensor.latency(lane.agent, self._now() - timestamp_ms / 1000)
+            self._sensor.latency(lane.agent, max(0.0, self._now() - timestamp_ms / 1000))
 
     def after(self, calls: list[Call]) -> None:
         self._after.extend(calls)

@@ -118,6 +118,7 @@ class Conductor(Service):
         self._failures: list[Exception] = []
         self._failed = trio.Event()
         self._closed = False
+        self._rebalancing = True  # the first one
         self._given_back: frozenset[TopicPartition] = frozenset()
         self.ready = trio.Event()
         self.undrained: list[str] = []
@@ -166,6 +167,7 @@ class Conductor(Service):
 
     def _leave(self) -> None:
         self._sensor.rebalance_started()
+        self._rebalancing = True
         self._assigned = None
         self._epoch += 1
         self._opening.cancel()
@@ -213,7 +215,9 @@ class Conductor(Service):
         async with trio.open_nursery() as nursery:
             for scope in scopes:
                 nursery.start_soon(self._open_scope, scope, positions)
-        self._sensor.rebalance_ended(trio.current_time() - started)
+        if self._rebalancing:  # else a failed commit has led here
+            self._rebalancing = False
+            self._sensor.rebalance_ended(trio.current_time() - started)
         if partitions:
             count, took = len(partitions), trio.current_time() - started
             some = "1 partition" if count == 1 else f"{count} partitions"

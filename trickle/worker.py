@@ -286,7 +286,7 @@ class Worker(Service):
 
     def _drain(self, run: Run, name: str) -> None:
         self._observer.stopping(name)
-        if run.conductor is None:  # nothing is consumed yet, so there is nothing to drain
+        if run.committer is None:  # nothing has been done yet that would have to be committed
             run.cancel()
         else:
             run.stop()

@@ -176,3 +176,29 @@ def test_lag_is_what_each_agent_has_not_committed(project: Project) -> None:
     (rows,) = project.json("lag")
     assert rows[1] == {**common, "partition": 1, "position": 3, "end": 3, "lag": 0}
     assert project.do("lag").splitlines()[-1] == "0 behind in all"
+
+
+def test_a_group_that_begins_at_the_end_has_no_lag(project: Project) -> None:
+    flight = '{"carrier": "AA", "origin": "JFK"}'
+    project.do("send", "flights", flight, "--key", "AA", "--repeat", "3")
+    assert project.do("lag").splitlines()[-1] == "3 behind in all"
+    env = {"TRICKLE_FIRST_POSITION": "latest"}
+    assert project.run("-A", "app:app", "lag", env=env).stdout.splitlines()[-1] == "0 behind in all"
+
+
+def test_numbers_that_json_lacks_are_null(project: Project) -> None:
+    project.write(
+        "app.py",
+        """
+import trickle
+app = trickle.App("flights")
+odd = app.topic("odd", key=str, value=dict, partitions=1, value_serializer="msgpack")
+
+@app.command()
+async def fill() -> None:
+    await odd.send({"a": [float("nan"), float("-inf"), 1.5]}, key="k")
+""",
+    )
+    project.do("fill")
+    (record,) = project.json("tail", "odd", "--from-beginning", "--no-follow")
+    assert record["value"] == {"a": [None, None, 1.5]}

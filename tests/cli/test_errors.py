@@ -18,11 +18,12 @@ from trickle.cli.errors import (
     EXIT_USAGE,
     Stopped,
     exit_code,
-    is_broken_pipe,
     is_interrupt,
+    is_output_gone,
     report,
     sentences,
 )
+from trickle.cli.output import OutputGone
 from trickle.exceptions import BrokerUnavailable, ConfigurationError, DecodeError, UsageError
 from trickle.utils.logs import Redactor
 
@@ -120,8 +121,9 @@ def test_many_errors_are_cut_short() -> None:
 
 
 def test_a_broken_pipe_and_an_interrupt_are_seen_inside_groups() -> None:
-    assert is_broken_pipe(ExceptionGroup("g", [BrokenPipeError(32, "x")]))
-    assert not is_broken_pipe(ExceptionGroup("g", [BrokenPipeError(32, "x"), ValueError()]))
+    assert is_output_gone(ExceptionGroup("g", [OutputGone(32, "x")]))
+    assert not is_output_gone(ExceptionGroup("g", [OutputGone(32, "x"), ValueError()]))
+    assert not is_output_gone(ExceptionGroup("g", [BrokenPipeError(32, "x")]))  # an agent's own
     assert is_interrupt(BaseExceptionGroup("g", [KeyboardInterrupt()]))
     assert not is_interrupt(ValueError())
 

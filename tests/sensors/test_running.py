@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -98,3 +99,91 @@ async def test_events_are_told_of_by_the_commit_that_holds_them(mock_clock: Mock
         await t.settled()
     assert own.events == {"slow": 40}
     assert own.committed_events == 40
+
+
+async def test_a_group_is_told_of_once_and_when_it_has_settled(autojump_clock: MockClock) -> None:
+    """Its events come in chunks of their own, it fails twice, and one is still open at the end."""
+    own = Settled()
+    app = trickle.App("shop", sensors=[own])
+    source = app.topic("source", value=int, partitions=1)
+    failures = iter([True, False, True])
+
+    @app.agent(source, on_error=trickle.Retry(times=2, then=trickle.Skip()))
+    async def gather(stream: trickle.Stream[int]) -> None:
+        async for _ in stream.take(3):
+            if next(failures, False):
+                raise ValueError
+
+    del gather
+    async with trickle.testing.run(app) as t:
+        for number in range(8):
+            await t.send(source, number)
+            await t.advance(2)
+        assert own.events == {"gather": 6}
+        assert own.committed_events == 6
+
+
+class Broken(BaseSensor):
+    """Fails as soon as events have settled, once."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def events_settled(self, agent: str, partition: int | None, count: int) -> None:
+        if not self.failed:
+            self.failed = True
+            raise LookupError("a sensor of the user's own")
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("take", [False, True])
+async def test_a_sensor_that_fails_is_no_events_failure(
+    autojump_clock: MockClock, take: bool, concurrency: int
+) -> None:
+    """It ends the worker, whatever the agent's policy."""
+    app = trickle.App("shop", sensors=[Broken()])
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source, on_error=trickle.Skip(), concurrency=concurrency)
+    async def read(stream: trickle.Stream[int]) -> None:
+        async for _ in stream.take(3) if take else stream:
+            pass
+
+    del read
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(LookupError, match="a sensor of the user's own"), flatten_subgroups=True
+    ):
+        async with trickle.testing.run(app) as t:
+            for number in range(9):
+                await t.send(source, number)
+                await t.advance(1)
+
+
+async def test_a_failed_commit_is_no_rebalance_and_no_latency_is_negative(
+    autojump_clock: MockClock,
+) -> None:
+    app = trickle.App("shop")
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source)
+    async def read(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    del read
+    async with trickle.testing.run(app) as t:
+        (run,) = t.runs()
+        await t.send(source, 1, timestamp=1e9)
+        await t.settled()
+        t.broker.fail_commits("lost")
+        await t.send(source, 2)
+        await t.advance(5)
+        picture = run.monitor.statistics()
+    assert (picture.commits.failed, picture.rebalances) == (1, 1)
+    assert picture.agents["read"].latency.p50 == 0
+
+
+def test_what_is_no_sensor_is_refused() -> None:
+    for wrong in (BaseSensor, object()):
+        with pytest.raises(trickle.ConfigurationError, match="which is no sensor"):
+            trickle.App("shop", sensors=[wrong])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

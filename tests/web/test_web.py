@@ -279,3 +279,9 @@ async def test_a_refused_connection_is_closed() -> None:
     async with serving(View(), token="canary-token") as web:
         for request in ("GET / HTTP/1.1\r\nHost: evil\r\n\r\n", "POST / HTTP/1.1\r\n\r\n"):
             assert b"HTTP/1.1 4" in await talk(web, request.encode(), within=2)
+
+
+def test_a_port_that_clients_leave_out_of_the_host_is_no_foreign_one() -> None:
+    web = Web(View(), "127.0.0.1")
+    web.port = 80
+    assert "localhost" in (web._hosts() or ())  # pyright: ignore[reportPrivateUsage]

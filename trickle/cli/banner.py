@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import textwrap
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from rich.console import Console
 from rich.text import Text
 
 from trickle.cli import errors
-from trickle.cli.output import Output, abandon_output
+from trickle.cli.output import Output, OutputGone, abandon_output
 from trickle.cli.progress import show_recovery
 from trickle.config import shown
+from trickle.exceptions import TrickleError
 from trickle.topics import Topic
 from trickle.worker import Ending, lane_words
 
@@ -158,11 +160,12 @@ class Banner:
         try:
             self._events.line({"event": event, **facts}, "")
             self._events.flush()
-        except BrokenPipeError:
-            # Whoever watched has gone: no reason for the work to end.
+        except (OutputGone, TrickleError) as error:
+            # Whoever watched has gone, or his disk is full: no reason for the work to end.
             abandon_output()
             self._events = None
-            logger.warning("nobody reads standard output any more: no further JSON documents")
+            why = str(error) or "nobody reads standard output any more"
+            logger.warning("%s: no further JSON documents", why)
 
     def _lines(self) -> list[Text]:
         app = self._app
@@ -231,13 +234,14 @@ def _types(described: Any) -> str:
 
 def _print(lines: Sequence[Text], redact: Redactor) -> None:
     console = Console(stderr=True, highlight=False)
-    for line in lines:
-        if console.is_terminal:
-            blanked = redact(line.plain)
-            console.print(line if blanked == line.plain else blanked, soft_wrap=True, markup=False)
-        else:
-            sys.stderr.write(redact(line.plain).rstrip() + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads it: no reason not to work
+        for line in lines:
+            text = redact(line.plain)
+            if console.is_terminal:
+                console.print(line if text == line.plain else text, soft_wrap=True, markup=False)
+            else:
+                sys.stderr.write(text.rstrip() + "\n")
+        sys.stderr.flush()
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,16 +8,16 @@ note that the agent left on it, whichever group of the tree carries that note.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 import trio
 
-from trickle.cli.output import printable
+from trickle.cli.output import OutputGone, printable, reader_has_gone
 from trickle.exceptions import ConfigurationError, TrickleError
 from trickle.utils.logs import Redactor, where_raised
 
@@ -31,8 +31,8 @@ __all__ = [
     "EXIT_USAGE",
     "Stopped",
     "exit_code",
-    "is_broken_pipe",
     "is_interrupt",
+    "is_output_gone",
     "report",
     "sentences",
 ]
@@ -103,14 +103,13 @@ def _unexpected(error: BaseException) -> bool:
     return any(not isinstance(leaf, TrickleError | KeyboardInterrupt) for leaf, _ in _leaves(error))
 
 
-def is_broken_pipe(error: BaseException) -> bool:
+def is_output_gone(error: BaseException) -> bool:
     """Tell whether all that happened is that the reader of our output has gone."""
     found = [leaf for leaf, _ in _leaves(error)]
-    return bool(found) and all(
-        isinstance(leaf, BrokenPipeError)
-        or (isinstance(leaf, OSError) and leaf.errno == errno.EPIPE)
-        for leaf in found
-    )
+    if all(isinstance(leaf, OutputGone) for leaf in found):
+        return bool(found)
+    # What the app itself prints, or an agent's own broken pipe, which is an error.
+    return all(isinstance(leaf, BrokenPipeError) for leaf in found) and reader_has_gone()
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -133,8 +132,12 @@ def report(
         redact: blanks secrets.
         stream: standard error unless given.
     """
-    redact = redact or Redactor()
-    out = stream or sys.stderr
+    with suppress(OSError):  # who reads standard error may have gone: the exit code tells him
+        _write_report(error, debug=debug, redact=redact or Redactor(), out=stream or sys.stderr)
+    return exit_code(error)
+
+
+def _write_report(error: BaseException, *, debug: bool, redact: Redactor, out: TextIO) -> None:
     told = sentences(error) or [f"{type(error).__name__}: {error}"]
     if debug:
         text = redact("".join(traceback.format_exception(error)))
@@ -146,4 +149,3 @@ def report(
     if _unexpected(error) and not debug:
         out.write("trickle: --debug shows the traceback\n")
     out.flush()
-    return exit_code(error)

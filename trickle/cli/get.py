@@ -113,8 +113,13 @@ def _document(table: Table[Any, Any], found: Found) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can show: bytes as text, as everywhere on the command line."""
-    return text_of(value) if isinstance(value, bytes) else msgspec.to_builtins(value, str_keys=True)
+    """Return what JSON can show: bytes as text, as everywhere, and what it lacks as Python does."""
+    if isinstance(value, bytes):
+        return text_of(value)
+    try:
+        return msgspec.to_builtins(value, str_keys=True)
+    except (TypeError, RecursionError):
+        return repr(value)
 
 
 def _text(value: Any) -> str:

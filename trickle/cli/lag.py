@@ -54,8 +54,10 @@ async def _lag(app: App, output: Output) -> None:
 async def _rows(app: App, transport: Transport) -> list[dict[str, Any]]:
     """Return a row for each agent and partition.
 
-    A group without a committed position starts at the oldest record: all of them are its lag.
+    A group without a committed position starts at ``first_position``: by default at the oldest
+    record, so that all of them are its lag.
     """
+    first = app.resolve().settings.first_position
     names = {topic.name for agent in app.agents.values() for topic in agent.topics}
     existing = await transport.admin.topics(sorted(names))
     partitions = [
@@ -76,7 +78,10 @@ async def _rows(app: App, transport: Transport) -> list[dict[str, Any]]:
             found = committed.get(at)
             position = read_positions(found).of(agent.name) if found is not None else None
             mark = marks[at]
-            start = mark.low if position is None else max(position, mark.low)
+            if position is None:
+                start = mark.low if first == "earliest" else mark.high
+            else:
+                start = max(position, mark.low)
             behind = max(0, mark.high - start)
             row: dict[str, Any] = {
                 "agent": agent.name,

@@ -8,7 +8,9 @@ trusted with a terminal: control characters are shown, not sent.
 from __future__ import annotations
 
 import json
+import math
 import os
+import select
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -23,7 +25,15 @@ from trickle.exceptions import TrickleError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Output", "abandon_output", "printable", "text_of", "writing"]
+__all__ = [
+    "Output",
+    "OutputGone",
+    "abandon_output",
+    "printable",
+    "reader_has_gone",
+    "text_of",
+    "writing",
+]
 
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
 
@@ -38,19 +48,34 @@ def text_of(data: bytes | None) -> str | None:
     return data.decode("utf-8", "backslashreplace") if data is not None else None
 
 
+class OutputGone(BrokenPipeError):
+    """Nobody reads our standard output any more: no error, and not an agent's broken pipe."""
+
+
+def reader_has_gone() -> bool:
+    """Tell whether standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError, ValueError):  # closed, or no real file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 @contextmanager
 def writing() -> Generator[None]:
     """Tell in a sentence that standard output takes nothing; a reader that has gone is no error.
 
     Raises:
+        OutputGone: nobody reads it any more.
         TrickleError: it is closed, or its disk is full.
     """
     if cast("object", sys.stdout) is None:
         raise TrickleError("standard output is closed: nothing can be printed")
     try:
         yield
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        raise OutputGone from error
     except OSError as error:
         abandon_output()
         raise TrickleError(f"standard output cannot be written: {error.strerror}") from error
@@ -92,10 +117,13 @@ class Output:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
         for name in columns:
             right = name.endswith(">")
-            table.add_column(name.rstrip(">"), justify="right" if right else "left")
+            table.add_column(
+                name.rstrip(">"), justify="right" if right else "left", overflow="fold"
+            )
         for row in rows:
             table.add_row(*(printable(_cell(cell)) for cell in row))
-        self._console.print(table, markup=False)
+        with writing():
+            self._console.print(table, markup=False)
 
     def _plain_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print aligned columns, however wide: a pipe has no width."""
@@ -125,8 +153,20 @@ def _cell(value: object) -> str:
 
 def _dumps(value: object) -> str:
     builtins: Any = msgspec.to_builtins(value, str_keys=True)
-    text = json.dumps(builtins, ensure_ascii=False, separators=(", ", ": "))
+    try:
+        text = json.dumps(builtins, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+    except ValueError:  # JSON knows no NaN and no infinities
+        return _dumps(_without_nan(builtins))
     return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, as JSON spells them
+
+
+def _without_nan(value: Any) -> Any:
+    """Return builtins with null for each number that JSON lacks, as msgspec writes them."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def abandon_output() -> None:

@@ -6,6 +6,7 @@ up when a name is none of trickle's, or when ``--help`` lists what there is.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments behind the program's name; those of the process unless given.
     """
+    if cast("object", sys.stderr) is None:  # closed by whoever started us: what it is told is lost
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     state = State()
     code = _run(state, list(sys.argv[1:] if argv is None else argv))
     if argv is None:
@@ -118,7 +121,7 @@ def _run(state: State, args: list[str]) -> int:
         sys.stderr.write("trickle: stopped\n")
         return errors.EXIT_STOPPED
     except BaseException as error:
-        if errors.is_broken_pipe(error):
+        if errors.is_output_gone(error):
             abandon_output()
             return errors.EXIT_OK
         if isinstance(error, SystemExit):

@@ -101,7 +101,7 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
     try:
         return trio.run(main)
     except BaseException as error:
-        if errors.is_broken_pipe(error):
+        if errors.is_output_gone(error):
             abandon_output()
             raise typer.Exit(errors.EXIT_OK) from None
         if errors.is_interrupt(error):

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from trickle.sensors.monitor import Monitor, MonitorStatistics
-from trickle.sensors.protocol import BaseSensor, Sensor, Sensors
+from trickle.sensors.protocol import BaseSensor, Sensor, Sensors, checked_sensors
 
-__all__ = ["BaseSensor", "Monitor", "MonitorStatistics", "Sensor", "Sensors"]
+__all__ = [
+    "BaseSensor",
+    "Monitor",
+    "MonitorStatistics",
+    "Sensor",
+    "Sensors",
+    "checked_sensors",
+]

@@ -14,11 +14,12 @@ Rather than this Protocol whole, implement what you need of :class:`BaseSensor`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from trickle.exceptions import ConfigurationError
 from trickle.types import TopicPartition
 
-__all__ = ["BaseSensor", "Sensor", "Sensors"]
+__all__ = ["BaseSensor", "Sensor", "Sensors", "checked_sensors"]
 
 
 @runtime_checkable
@@ -267,3 +268,19 @@ class Sensors(BaseSensor):
     def lag(self, behind: Mapping[TopicPartition, int]) -> None:
         for sensor in self.members:
             sensor.lag(behind)
+
+
+def checked_sensors(given: Iterable[Any]) -> tuple[Sensor, ...]:
+    """Return sensors that a user gave.
+
+    Raises:
+        ConfigurationError: one of them is none.
+    """
+    sensors = tuple(given)
+    for sensor in sensors:
+        if isinstance(sensor, type) or not isinstance(sensor, Sensor):
+            raise ConfigurationError(
+                f"sensors= has {sensor!r}, which is no sensor: give objects of classes that are "
+                "derived from trickle.BaseSensor"
+            )
+    return sensors

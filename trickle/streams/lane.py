@@ -63,9 +63,9 @@ class Lane(Turn):
 
     __slots__ = (
         "_refuse", "_taken", "attempt", "attempt_of", "base", "batch", "call", "chunk", "codecs",
-        "condemned", "counted", "ended", "frontier", "frozen", "history", "idle", "inbox",
-        "inbox_bytes", "last", "members", "pace", "partial", "patience", "pinned", "positions",
-        "raw", "scope", "settlement", "size", "stamps", "stopping", "values", "wake",
+        "condemned", "counted", "ended", "frontier", "frozen", "gathered", "history", "idle",
+        "inbox", "inbox_bytes", "last", "members", "pace", "partial", "patience", "pinned",
+        "positions", "raw", "scope", "settlement", "size", "stamps", "stopping", "values", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +107,7 @@ class Lane(Turn):
         self.raw: Any = ()
         self.base = 0
         self.counted = 0  # of the chunk's events, those that were told of as settled
+        self.gathered = 0  # events of the group in hand that lie in chunks before this one
         self.values: Iterator[Any] = _NOTHING
         self.stamps: Sequence[int | None] = ()  # of the chunk's records, once one was asked for
         self.history: list[tuple[Batch, int]] = []
@@ -199,6 +200,7 @@ class Lane(Turn):
 
     def pin(self) -> None:
         """Begin a group of events that settle together."""
+        self.count_settled()
         self.pinned = self.settled_positions()
         self.history = [] if self.batch is None else [(self.batch, self._next_index())]
         self.members = []
@@ -266,6 +268,9 @@ class Lane(Turn):
             self.history, self.members = [], []
             self.let_go()  # a task of the event that is still there is too late now
         self.values = _NOTHING
+        if self.gathered:
+            gathered, self.gathered = self.gathered, 0
+            self.settlement.settled(self, gathered)
 
     async def advance(self, *, keep: bool = False) -> Any:
         """Take the next event where the chunk is used up, or was taken away.
@@ -371,7 +376,9 @@ class Lane(Turn):
         if batch is None:
             return
         if self.size:
-            if self.size > self.counted:
+            if self.pinned is not None:  # nobody is told before the group has settled
+                self.gathered += self.size - self.counted
+            elif self.size > self.counted:
                 self.settlement.settled(self, self.size - self.counted)
             self.base += self.size
             self.size = self.counted = 0
@@ -460,6 +467,7 @@ class Lane(Turn):
         self.batch = batch
         self.raw = batch.values()
         self.base, self.size, self.counted, self.stamps = index, 0, 0, ()
+        self.gathered = 0
         self.chunk = self.values = _NOTHING
         self.pinned = None
         self.history, self.members = [], []

@@ -48,11 +48,14 @@ def redact_client(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def client_secrets(options: Mapping[str, object]) -> list[str]:
-    """Return the values that :func:`redact_client` hides and that are text, for log filters."""
+    """Return the values that :func:`redact_client` hides, for log filters.
+
+    Of numbers passwords alone: any other may be part of what has to be read.
+    """
     return [
-        value
+        str(value)
         for name, value in options.items()
-        if name not in _HARMLESS and isinstance(value, str) and value
+        if name not in _HARMLESS and (isinstance(value, str) or "password" in name) and str(value)
     ]
 
 

@@ -39,6 +39,7 @@ __all__ = ["DEFAULT_PORT", "Web", "is_loopback", "open_socket"]
 logger = logging.getLogger("trickle.web")
 
 DEFAULT_PORT = 6066
+_HTTP_PORT = 80
 _PORTS_TRIED = 100
 _BACKLOG = 100
 
@@ -180,7 +181,8 @@ class Web(Service):
         if not is_loopback(self._host):
             return None  # the names are not known here, and the token protects instead
         names = {"127.0.0.1", "localhost", "[::1]", self._host.lower()}
-        return frozenset(f"{name}:{self.port}" for name in names)
+        bare = names if self.port == _HTTP_PORT else ()  # which clients leave out
+        return frozenset(f"{name}:{self.port}" for name in names).union(bare)
 
 
 class Connection(trio.abc.Stream):
