@@ -371,3 +371,16 @@ def test_raw_and_str_serve_their_own_types_only() -> None:
         bind(int, "raw")
     with pytest.raises(ConfigurationError, match="the serializer 'str' serves text only"):
         bind(Flight, "str")
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+@pytest.mark.parametrize("nullable", [False, True])
+def test_constraints_of_text_and_bytes_hold(kind: type[Any], nullable: bool) -> None:
+    short: Any = Annotated[kind, msgspec.Meta(max_length=3)]
+    codec = codec_for(short | None if nullable else short, None, what="values")
+    right, wrong = (b"abc", b"abcd") if kind is bytes else ("abc", "abcd")
+    assert codec.decode(codec.encode(right)) == right
+    with pytest.raises(EncodeError, match="length <= 3"):
+        codec.encode(wrong)
+    with pytest.raises(DecodeError, match="length <= 3"):
+        codec.decode(b"abcd")

@@ -417,7 +417,8 @@ def _raw(form: Any, inner: Any, what: str) -> _Format:
         raise TypeError("it is not bytes")
 
     # bytes() of bytes is the very same object, made in C.
-    return _Format(bytes if plain(inner) is bytes else encode, bytes, frozenset({bytes}))
+    decode = _within_constraints(form, inner, bytes)
+    return _Format(bytes if plain(inner) is bytes else encode, decode, frozenset({bytes}))
 
 
 def _str(form: Any, inner: Any, what: str) -> _Format:
@@ -426,7 +427,15 @@ def _str(form: Any, inner: Any, what: str) -> _Format:
             f"{what} are {name_of(form)}: the serializer 'str' serves text only; use 'json', or "
             "the type str"
         )
-    return _Format(str.encode, bytes.decode, frozenset({str}))
+    return _Format(str.encode, _within_constraints(form, inner, bytes.decode), frozenset({str}))
+
+
+def _within_constraints(form: Any, inner: Any, decode: Decode) -> Decode:
+    """Return a decoder that checks the constraints of a type: lengths, patterns."""
+    constrained = form if is_annotated(form) else inner  # that of ``Annotated[…] | None``
+    if not is_annotated(constrained):
+        return decode
+    return lambda data: msgspec.convert(decode(data), constrained)
 
 
 _FORMATS: dict[str, Callable[[Any, Any, str], _Format]] = {
