@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from trickle.agents import Agent
 from trickle.positions import Positions
@@ -51,6 +52,7 @@ def lanes_of(
         ordering=agent.ordering,
         ledgers={at.topic: position.ledger(agent.name) for at, position in positions.items()},
         rooms=rooms,
-        view=partial(KeyedShard, writable=agent.ordering.tables, holders={}),
+        # Weak, or the shards of a lane that has ended would wait for the collector.
+        view=partial(KeyedShard, writable=agent.ordering.tables, holders=WeakValueDictionary()),
         failed=failed,
     )

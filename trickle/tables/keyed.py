@@ -22,7 +22,7 @@ follow the same rule when they are checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from trickle.context import Turn
@@ -64,8 +64,8 @@ class KeyedShard(Generic[K, V]):
     """
 
     __slots__ = (
-        "_cells", "_holders", "_marks", "_number", "_owner", "_seen", "_strayed", "_there",
-        "_writable", "shard",
+        "__weakref__", "_cells", "_holders", "_marks", "_number", "_owner", "_seen", "_strayed",
+        "_there", "_writable", "shard",
     )  # fmt: skip
 
     # What the facade looks at before it asks: nothing is a plain hit.
@@ -80,7 +80,7 @@ class KeyedShard(Generic[K, V]):
         owner: OrderedTurn,
         *,
         writable: bool,
-        holders: dict[Any, KeyedShard[Any, Any]],
+        holders: MutableMapping[Any, KeyedShard[Any, Any]],
     ) -> None:
         self.shard = shard
         self._owner = owner
