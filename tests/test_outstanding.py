@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from trio.testing import MockClock
 
 from trickle.calls import Calls
 from trickle.context import Effect
 from trickle.outcomes import Outcomes
-from trickle.outstanding import Outstanding
+from trickle.outstanding import MARKS_KEPT_S, Outstanding
 from trickle.positions import Positions
 from trickle.snapshots import Snapshot
 from trickle.transport.contract import Mark
@@ -59,8 +60,65 @@ async def test_what_a_commit_in_doubt_leaves(
     assert not await outstanding.resolve()
 
 
+@pytest.mark.parametrize("in_doubt", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+async def test_ticks_of_a_commit_that_was_acknowledged_and_forgotten_are_sent_again(
+    broker: MemoryBroker, outcomes: Outcomes, in_doubt: bool, there: bool
+) -> None:
+    """A killed broker can lose what it has acknowledged: the mark of the commit is gone, too."""
+    await outcomes.learn(allow)
+    calls = Calls()
+    outstanding = Outstanding(calls, outcomes, transactional=True)
+    acknowledged = commit(outcomes.mark())
+    if there:
+        bear(broker, acknowledged)
+    outstanding.answered(acknowledged)
+    outstanding.ticks = [effect(3)]
+    if in_doubt:
+        outstanding.doubt = commit(outcomes.mark())._replace(ticks=[effect(2)])
+    assert not await outstanding.resolve()
+    again = [] if there else [effect(1)]
+    assert outstanding.ticks == [*again, *([effect(2)] if in_doubt else []), effect(3)]
+    assert not calls
+    outstanding.ticks = []
+    assert not await outstanding.resolve()
+    assert outstanding.ticks == []
+
+
+async def test_a_commit_that_happened_proves_those_before_it(
+    broker: MemoryBroker, outcomes: Outcomes
+) -> None:
+    await outcomes.learn(allow)
+    outstanding = Outstanding(Calls(), outcomes, transactional=True)
+    outstanding.answered(commit(outcomes.mark()))
+    outstanding.doubt = commit(outcomes.mark())
+    bear(broker, outstanding.doubt)
+    assert await outstanding.resolve()
+    assert outstanding.ticks == []
+    outstanding.answered(commit(outcomes.mark()))
+    outstanding.answered(commit(outcomes.mark())._replace(ticks=[]))  # this one's mark says it
+    assert not await outstanding.resolve()
+    assert outstanding.ticks == []
+
+
+async def test_a_mark_that_the_broker_no_longer_keeps_says_nothing(
+    outcomes: Outcomes, mock_clock: MockClock
+) -> None:
+    await outcomes.learn(allow)
+    outstanding = Outstanding(Calls(), outcomes, transactional=True)
+    outstanding.answered(commit(outcomes.mark()))
+    mock_clock.jump(MARKS_KEPT_S + 1)
+    assert not await outstanding.resolve()
+    assert outstanding.ticks == []
+
+
 async def allow(mark: Mark) -> bool:
     return True
+
+
+def bear(broker: MemoryBroker, commit: Snapshot) -> None:
+    assert commit.mark is not None
+    broker.commit_offsets(commit.mark.group, {commit.mark.at: commit.mark.offset})
 
 
 async def forbid(mark: Mark) -> bool:

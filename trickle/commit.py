@@ -358,6 +358,7 @@ class Committer(Service):
         for partition, shard, changes in taken.dirty:
             self._sensor.table_changed(shard.table, len(changes))
             shard.committed(ends[partition])
+        self.outstanding.answered(taken)
         self._producer.release()
         ended = trio.current_time()
         self._cadence.committed(started, ended)

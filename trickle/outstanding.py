@@ -1,9 +1,11 @@
-"""What waits while no generation is open: timers' records, and a commit of unknown outcome."""
+"""What waits while no generation is open: timers' records, and commits of unknown outcome."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+
+import trio
 
 from trickle.calls import Calls
 from trickle.context import Effect
@@ -14,6 +16,9 @@ from trickle.snapshots import Snapshot
 __all__ = ["Outstanding"]
 
 logger = logging.getLogger("trickle.commit")
+
+MARKS_KEPT_S = 86_400.0
+"""A broker forgets the offsets of a group without members, seven days after by default."""
 
 
 class Outstanding:
@@ -40,6 +45,8 @@ class Outstanding:
         self.held = False
         self.ticks: list[Effect] = []
         self.doubt: Snapshot | None = None
+        self._answered: Snapshot | None = None
+        self._answered_at = 0.0
 
     @property
     def at_stake(self) -> bool:
@@ -51,6 +58,12 @@ class Outstanding:
     def owing(self) -> bool:
         """Whether something waits for a generation."""
         return self.held and (self.doubt is not None or bool(self.ticks))
+
+    def answered(self, commit: Snapshot) -> None:
+        """A commit was acknowledged, which a broker that is killed right then can forget."""
+        if commit.mark is not None:  # a later mark says as much of the commits before it
+            self._answered = commit.only_ticks() if commit.ticks else None
+            self._answered_at = trio.current_time()
 
     async def resolve(self, patient: Callable[[], bool] = lambda: True) -> bool:
         """Make the calls of the commit in doubt, or send again what its timers sent.
@@ -65,6 +78,20 @@ class Outstanding:
         Returns:
             Whether there was one, and it has happened.
         """
+        happened = await self._resolve_doubt(patient)
+        answered = self._answered
+        if answered is not None and not happened:
+            late = trio.current_time() > self._answered_at + MARKS_KEPT_S
+            if not late and not await patiently(lambda: self._outcomes.happened(answered), patient):
+                logger.warning(
+                    "the broker has forgotten a commit that it had acknowledged: what timers sent "
+                    "with it is sent again"
+                )
+                self.ticks = answered.ticks + self.ticks
+        self._answered = None
+        return happened
+
+    async def _resolve_doubt(self, patient: Callable[[], bool]) -> bool:
         doubt = self.doubt
         if doubt is None:
             return False

@@ -51,6 +51,10 @@ class Snapshot(NamedTuple):
         """Whether nothing has to be committed."""
         return not (self.plan or self.dirty or self.after or self.ticks or self.size)
 
+    def only_ticks(self) -> Snapshot:
+        """Return what is kept of it to tell later whether its ticks are there."""
+        return self._replace(plan={}, dirty=[], after=[], holder=None)
+
 
 def settled_positions(
     scopes: Iterable[Enrolled],
