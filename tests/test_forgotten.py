@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import pytest
@@ -14,6 +14,7 @@ import trickle.testing
 from trickle import TopicPartition
 from trickle.exceptions import BrokerUnavailable, ProducerFenced
 from trickle.forgotten import OPEN_S, Forgotten
+from trickle.positions import Positions
 from trickle.transport.contract import TopicInfo, TopicSpec
 from trickle.transport.memory import MemoryBroker
 from trickle.transport.memory.transport import MemoryAdmin
@@ -33,6 +34,7 @@ class Admin(MemoryAdmin):
         self.broker = broker
         self.fenced: list[Fenced] = []
         self.fails: list[Exception] = []
+        self.on_fence: dict[str, Callable[[], None]] = {}
 
     async def fence(
         self, transactional_id: str, *, groups: Collection[str] = (), places: Places = ()
@@ -40,6 +42,8 @@ class Admin(MemoryAdmin):
         self.fenced.append((transactional_id, tuple(groups), set(places)))
         if self.fails:
             raise self.fails.pop()
+        self.on_fence.get(transactional_id, lambda: None)()
+        await trio.lowlevel.checkpoint()
         await super().fence(transactional_id, groups=groups, places=places)
 
 
@@ -129,6 +133,30 @@ async def test_a_topic_that_was_deleted_keeps_nobody_from_going_on(
 ) -> None:
     admin.broker.delete("out")
     assert not await forgotten.end_suspects()
+
+
+async def test_all_of_a_group_are_ended_our_own_last(admin: Admin, forgotten: Forgotten) -> None:
+    """Our own next commit fails by it, and what asks for this may be cancelled by that."""
+    named = Positions(0, committer="zzz").write()
+    admin.broker.commit_offsets("app", {OUT: named})
+    with trio.CancelScope() as scope:
+        admin.on_fence["own"] = scope.cancel
+        await forgotten.end_all()
+    assert scope.cancelled_caught
+    assert [name for name, *_ in admin.fenced] == ["zzz", "own"]
+    await forgotten.end_all()  # the others have been ended, and our own is suspected
+    assert len(admin.fenced) == 2
+
+
+async def test_all_are_ended_again_where_the_broker_did_not_answer(
+    admin: Admin, forgotten: Forgotten
+) -> None:
+    admin.broker.commit_offsets("app", {OUT: Positions(0, committer="zzz").write()})
+    admin.fails = [BrokerUnavailable("away")]
+    await forgotten.end_all()
+    await forgotten.end_all()
+    await forgotten.end_all()
+    assert [name for name, *_ in admin.fenced] == ["zzz", "own"] * 2
 
 
 async def test_without_transactions_there_is_nothing_to_look_for(admin: Admin) -> None:

@@ -1,4 +1,4 @@
-"""Cadence: when the next commit is due; pure.
+"""Cadence: when the next commit is due, and how much it may hold; pure.
 
 A commit costs the broker as much for one event as for thousands, and writes each changed key once
 however often it has changed. So while there is work it is due at the interval. Where there is none
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Cadence"]
+__all__ = ["Cadence", "Size"]
+
+NARROWER = 8  # by how much the next commits shrink after one with a refused record
 
 
 class Cadence:
@@ -76,3 +78,36 @@ class Cadence:
     def since_last(self, now: float) -> float:
         """Return how long ago the last commit ended."""
         return now - self._ended
+
+
+class Size:
+    """How many events a commit may hold: fewer after a refused record, until it is known whose.
+
+    Args:
+        most: where nothing was refused.
+        chunk_most: likewise of what a lane takes in hand at once.
+
+    Attributes:
+        limit: for the commit.
+        chunk: for a lane.
+    """
+
+    def __init__(self, most: int, chunk_most: int) -> None:
+        self._most = most
+        self._chunk_most = chunk_most
+        self._set(most)
+
+    def _set(self, limit: int) -> None:
+        self.limit = limit
+        self.chunk = min(self._chunk_most, limit)
+
+    def narrow(self, events: int) -> None:
+        """A commit of so many events had a refused record."""
+        self._set(max(1, min(self.limit, max(events, 1)) // NARROWER))
+
+    def widen(self) -> bool:
+        """Events have been committed; tell whether the next commit may hold more."""
+        if self.limit >= self._most:
+            return False
+        self._set(min(self.limit * 2, self._most))
+        return True

@@ -33,7 +33,7 @@ from typing import Any
 
 import trio
 
-from trickle.cadence import Cadence
+from trickle.cadence import Cadence, Size
 from trickle.calls import Call, Calls
 from trickle.consumer import Consumer
 from trickle.context import Effect
@@ -59,7 +59,6 @@ PRESSURE_CHUNKS = 16  # how often the caches are asked whether they must be reli
 PAUSE_S = 0.1  # before the generation after the second failure in a row; twice as long each time
 PAUSE_S_MAX = 5.0
 ATTEMPTS_AT_LAST = 3  # of the commit at the end of a Run
-NARROWER = 8  # by how much the next commits shrink after one with a refused record
 
 
 class Committer(Service):
@@ -111,7 +110,6 @@ class Committer(Service):
         self._consumer = consumer
         self._sensor = sensor
         self._transactional = transactional
-        self._events_max = events_max
         self._bytes_max = bytes_max
         self._transaction_timeout = transaction_timeout
         self._now = now
@@ -136,10 +134,10 @@ class Committer(Service):
         # After failures
         self.broken: CommitFailed | None = None
         self._failures = 0  # in a row
-        self.chunk_max = min(CHUNK_MAX, events_max)
+        self._size = Size(events_max, CHUNK_MAX)
         self.crowded = events_max == 1
-        self._limit = events_max
         self._holder: Lane | None = None
+        self._asking = 0  # lanes that wait to be the holder
         self._ended: Callable[[CommitFailed], Awaitable[None]] | None = None
         self._condemn: Callable[[Lane, str, int, TrickleError], None] | None = None
 
@@ -173,16 +171,16 @@ class Committer(Service):
                 await self._ended(error)
 
     @property
+    def chunk_max(self) -> int:
+        """How many records a lane may take in hand at once."""
+        return self._size.chunk
+
+    @property
     def pending(self) -> bool:
         """Whether something may have to be committed, or a failed commit is being cleared away."""
-        if self._cadence.since != math.inf or self.broken is not None:
-            return True
-        return (
-            self._lock.locked()
-            or bool(self.outstanding.ticks)
-            or self.outstanding.doubt is not None
-            or bool(self.calls)
-        )
+        waits = self.outstanding.ticks or self.outstanding.doubt is not None or self.calls
+        under_way = self._lock.locked() or self.broken is not None
+        return bool(waits) or under_way or self._cadence.since != math.inf
 
     @property
     def ticks_waiting(self) -> int:
@@ -220,7 +218,7 @@ class Committer(Service):
             shard.pressure for shard in lane.own.values()
         ):
             self._crowd()
-        if self._events >= self._limit:
+        if self._events >= self._size.limit:
             self._crowd()
 
     def handled(self, lane: Lane, timestamp_ms: int) -> None:
@@ -233,8 +231,7 @@ class Committer(Service):
 
     def tick(self, effects: list[Effect]) -> None:
         """A tick has settled: its records join the next commit, also if that takes a second try."""
-        # In a commit of their own, so that it is known who is refused; and never out of order.
-        if self._holder is not None or self.outstanding.held:
+        if self._ticks_wait:
             self.outstanding.ticks.extend(effects)
             return
         self._ticks.extend(effects)
@@ -242,6 +239,12 @@ class Committer(Service):
         self.published()
         self._cadence.idle = not self._busy
         self._pend()
+
+    @property
+    def _ticks_wait(self) -> bool:
+        """Where one event has a commit to itself, ticks come after: it is known who is refused."""
+        alone = self._holder is not None or (self._size.limit == 1 and self._asking > 0)
+        return alone or self.outstanding.held
 
     def busy(self, lane: Lane) -> None:
         self._busy.add(lane)
@@ -269,18 +272,23 @@ class Committer(Service):
             self._pass_on()
 
     async def room(self, lane: Lane) -> None:
-        if self._limit > 1:
-            if self._events >= self._limit or self._producer.published_bytes >= self._bytes_max:
+        if self._size.limit > 1:
+            many = self._events >= self._size.limit
+            if many or self._producer.published_bytes >= self._bytes_max:
                 self._pend(wanted=True)
                 await self._room.wait()
             return
         if self._holder is lane:  # its event has settled: a commit of its own
             self._pend(wanted=True)
-        while self._limit == 1 and (self._holder is not None or self._events or self._ticks):
+        while self._size.limit == 1 and (self._holder is not None or self._events or self._ticks):
             if lane.stopping:
                 return
-            await self._room.wait()
-        if self._limit == 1:
+            self._asking += 1
+            try:
+                await self._room.wait()
+            finally:
+                self._asking -= 1
+        if self._size.limit == 1:
             self._holder = lane
 
     def look_up(self) -> None:
@@ -294,7 +302,7 @@ class Committer(Service):
 
     def _pass_on(self) -> None:
         self._holder = None
-        if self.outstanding.ticks and not self.outstanding.held:
+        if self.outstanding.ticks and not self._ticks_wait:
             ticks, self.outstanding.ticks = self.outstanding.ticks, []
             self.tick(ticks)
         self.look_up()
@@ -335,7 +343,7 @@ class Committer(Service):
         taken = self._snapshot(releasing)
         if taken.empty:
             self._cadence.committed(started, started)
-            if self._limit > 1 or self._holder is None or not self._holder.hand:
+            if self._size.limit > 1 or self._holder is None or not self._holder.hand:
                 self._pass_on()  # else the holder's event is still to come
             return
         self._producer.hold()
@@ -364,7 +372,8 @@ class Committer(Service):
         self._cadence.committed(started, ended)
         self.count += 1
         self._failures = 0
-        self._widen()
+        if taken.events and self._size.widen():  # ticks alone prove nothing of events behind them
+            self.crowded = False
         self._pass_on()
         self._sensor.committed(ended - started, taken.events, len(taken.plan))
         self.calls.add(taken.after)
@@ -392,7 +401,7 @@ class Committer(Service):
         )
         self._events = 0
         self._after, self._ticks = [], []
-        self.crowded = self._limit == 1
+        self.crowded = self._size.limit == 1
         self._cadence.taken(trio.current_time() if self._busy else math.inf)
         return taken
 
@@ -454,7 +463,7 @@ class Committer(Service):
         self._after.clear()
         self._producer.reset()
         self.broken = None
-        self.crowded = self._limit == 1
+        self.crowded = self._size.limit == 1
         self._cadence.taken(math.inf)
         self.outstanding.ticks, self._ticks = self._ticks + self.outstanding.ticks, []
         self._pass_on()
@@ -480,19 +489,12 @@ class Committer(Service):
 
     def _narrow(self, refused: TrickleError, events: int, holder: Lane | None) -> None:
         """Blame the event that had the commit to itself, or make the next commits smaller."""
-        if self._limit == 1 and holder is not None and self._condemn is not None:
+        if self._size.limit == 1 and holder is not None and self._condemn is not None:
             for topic, offset in holder.last:
                 self._condemn(holder, topic, offset, refused)
             return
-        self._limit = max(1, min(self._limit, max(events, 1)) // NARROWER)
-        self.chunk_max = min(CHUNK_MAX, self._limit)
+        self._size.narrow(events)
         logger.warning(
             "a record was refused (%s): its events run again in commits of %d, until it is known "
-            "whose record it is", refused, self._limit,
+            "whose record it is", refused, self._size.limit,
         )  # fmt: skip
-
-    def _widen(self) -> None:
-        if self._limit < self._events_max:
-            self._limit = min(self._limit * 2, self._events_max)
-            self.chunk_max = min(CHUNK_MAX, self._limit)
-            self.crowded = False

@@ -108,17 +108,21 @@ class Forgotten:
 
         That is of all who have committed for this group, in all topics of the app; they fence us
         by it, as we do them. What was open is aborted, and its events run again.
+
+        Our own comes last: a commit of ours that fails by it may cancel who has asked for this.
         """
         if not self._own:
             return
         async with self._ending:
             if trio.current_time() < self._ended_at + INTERVAL_S:
                 return
-            self._ended_at = trio.current_time()
+            started, answered = trio.current_time(), True
             places = self._places()
             latest = await self._admin.committed(self._group, places, stable=False)
             named = {read_positions(offset).committer for offset in latest.values() if offset}
-            for committer in sorted((named | {self._own}) - {""}):
+            for committer in [*sorted(named - {self._own, ""}), self._own]:
+                if answered and committer == self._own:
+                    self._ended_at = started
                 logger.warning(
                     "a transaction that nobody has ended blocks this group: what %s may have left "
                     "open is aborted once more, in all of the app's topics", committer,
@@ -127,6 +131,7 @@ class Forgotten:
                     await self._abort_again(committer, places)
                 except BrokerUnavailable as error:
                     logger.warning("%s", error)
+                    answered = False
 
     async def _abort_again(self, committer: str, places: Sequence[TopicPartition]) -> None:
         groups = (self._group, committer)  # the second one holds the marks of its commits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -166,6 +167,36 @@ async def test_a_slow_event_with_a_refused_record_is_found(mock_clock: MockClock
         await t.advance(20)
         await t.settled()
         assert [e.value for e in t.sent(out)] == [1]
+
+
+@pytest.mark.parametrize(("interval", "takes"), [(0.05, 0.1), (0.2, 0.3), (1.0, 0.1)])
+async def test_a_timer_keeps_nobody_from_finding_a_refused_record(
+    mock_clock: MockClock, interval: float, takes: float
+) -> None:
+    """Its commits prove nothing of the events behind them, and do not take the place of theirs."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=2)
+    out = app.topic("out", value=int, partitions=1)
+    ticks = app.topic("ticks", value=int, partitions=1)
+
+    @app.agent(source, sink=[out], on_error=trickle.Skip())
+    async def work(stream: trickle.Stream[int, str]) -> AsyncIterator[int]:
+        async for value in stream:
+            yield value
+
+    @app.timer(interval)
+    async def beat() -> None:
+        ticks.send_nowait(1)
+
+    async with trickle.testing.run(app) as t:
+        await t.advance(1)
+        t.broker.refuses = lambda topic, _, value: topic == "out" and value == b"0"
+        for value in range(6):
+            await t.send(source, value, key="k", partition=value % 2)
+        t.broker.commit_delay = takes
+        await t.advance(20)
+        assert sorted(e.value for e in t.sent(out)) == [1, 2, 3, 4, 5]
+        assert len(t.sent(ticks)) > 10
 
 
 async def test_tables_that_press_have_a_commit_made(mock_clock: MockClock) -> None:

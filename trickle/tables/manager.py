@@ -70,6 +70,7 @@ class _Held:
         self.environment = environment
         self.shards: dict[AnyTable, AnyShard] = {}
         self.ready = False
+        self.recovering = False
         self.writing = trio.Lock()  # one write at a time: recovery, flush
 
 
@@ -233,6 +234,7 @@ class TableManager(Service):
                 self._recovering[place] = progress
 
         started = trio.current_time()
+        held.recovering = True
         async with held.writing:
             topic_ids, wrote, records = await recover(
                 self._transport,
@@ -245,6 +247,7 @@ class TableManager(Service):
                 report=report,
                 unblock=self.unblock,
             )
+        held.recovering = False  # one that failed is closed
         if self._sensor is not None:
             took = trio.current_time() - started
             for name, count in records.items():
@@ -314,7 +317,9 @@ class TableManager(Service):
             for shard in held.shards.values():
                 shard.changed = None  # it refers to the shard, which shall be gone with us
             try:
-                await held.environment.close()
+                with trio.CancelScope(shield=True):
+                    async with held.writing:  # who writes has a limit
+                        await held.environment.close()
             finally:
                 self._free(place)
 
@@ -395,10 +400,13 @@ class TableManager(Service):
             StoreError: it could not be stored; nothing is lost, for the changelogs have it.
         """
         for held in list(self._held.values()):
-            await self._flush(held)
+            if not held.recovering:  # that may take minutes, and the others cannot wait
+                await self._flush(held)
 
     async def _flush(self, held: _Held) -> None:
         async with held.writing:
+            if self._held.get((held.count, held.partition)) is not held:
+                return  # closed meanwhile
             taken: list[tuple[AnyShard, Position, Changes]] = []
             for shard in held.shards.values():
                 changes = shard.begin_store()

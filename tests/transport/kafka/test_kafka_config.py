@@ -165,4 +165,4 @@ def test_what_ends_forgotten_transactions_can_be_made_whatever_the_timeout(
     """It holds its records back for longer than a short broker_timeout lets others live."""
     config = read_config("kafka://127.0.0.1:1", TransportOptions(request_timeout=request_timeout))
     options = ProducerOptions(transactional_id="healer")
-    bury(make_producer(config, options, ClientLog(config), **HELD_BACK))  # it is not refused
+    bury(make_producer(config, options, ClientLog(config), more=HELD_BACK))  # it is not refused

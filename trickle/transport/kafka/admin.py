@@ -379,8 +379,8 @@ class KafkaAdmin:
     ) -> None:
         deadline = time.monotonic() + timeout
         options = ProducerOptions(transactional_id=transactional_id)
-        more: Mapping[str, str | int] = HELD_BACK if places else {}
-        producer = make_producer(self._config, options, self._log, **more)
+        more = HELD_BACK if places else None
+        producer = make_producer(self._config, options, self._log, more=more)
         try:
             while True:
                 try:

@@ -15,8 +15,14 @@ timed out                              a new producer of the same id; ``CommitFa
                                        outcome is to be read from the committed offsets
 fenced, open longer than its timeout   the broker ended it: a new producer; ``CommitFailed``
 fenced                                 ``ProducerFenced``: there is a rival
+that no broker was up since the last   a new producer; ``CommitFailed``
 anything else                          a new producer; ``CommitFailed``
 =====================================  =========================================================
+
+A broker that was killed right after a commit can have acknowledged it, and forget it (see
+:mod:`.again`). What is forgotten is aborted once more at the start of the next generation. A commit
+before that would commit the places that it touches, the group's offsets first of all, and what is
+aborted then in others is lost. So none is tried on a client that has lost all brokers in between.
 
 After a call that timed out no transaction is ever begun on the same producer: the client lacks
 KIP-890's epoch bump, so the late end of the old transaction could hit the new one. A new producer
@@ -51,6 +57,8 @@ from trickle.transport.kafka.patience import Caller
 from trickle.utils.failpoints import fail_point
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from confluent_kafka import TopicPartition as Partition
 
     from trickle.exceptions import RecordRefused
@@ -62,6 +70,7 @@ __all__ = ["Content", "Transactions", "bare_metadata", "make_producer"]
 
 _LOOK_TIMEOUT = 2.0
 _INCONSISTENT = KafkaError._INCONSISTENT  # pyright: ignore[reportPrivateUsage]
+_ALL_BROKERS_DOWN = KafkaError._ALL_BROKERS_DOWN  # pyright: ignore[reportPrivateUsage]
 # The client closes its first connection once it knows the brokers' names. If it then looks for the
 # transaction's coordinator before it has another, it looks again half a second later, one time in
 # ten (librdkafka 2.16). A second question has it connected; about a topic that each cluster has.
@@ -70,19 +79,25 @@ _COMMIT_SHARE = 0.6  # of the request timeout; the rest is for a new producer
 
 
 def make_producer(
-    config: KafkaConfig, options: ProducerOptions, log: ClientLog, **more: str | int
+    config: KafkaConfig,
+    options: ProducerOptions,
+    log: ClientLog,
+    *,
+    error_cb: Callable[[KafkaError], None] | None = None,
+    more: Mapping[str, str | int] | None = None,
 ) -> Producer:
     """Make the client.
 
     Args:
+        error_cb: gets errors that belong to no call; the log unless given.
         more: options of librdkafka, above all others.
 
     Raises:
         ConfigurationError: it refuses an option of the user's.
     """
-    settings = {**config.producer(options), **more}
+    settings = {**config.producer(options), **(more or {})}
     settings["logger"] = log
-    settings["error_cb"] = log.error
+    settings["error_cb"] = error_cb or log.error
     try:
         return Producer(settings)
     except KafkaException as error:
@@ -139,6 +154,8 @@ class Transactions:
         self.broken = True
         self._rival: ProducerFenced | None = None
         self._bare: dict[str, object] = {}
+        self._outages = 0  # how often the client has said that no broker is up
+        self._outages_before = 0  # the last commit, or the opening
         self._config = config
         self._options = options
         self._log = log
@@ -154,13 +171,15 @@ class Transactions:
         caller = self._opening = Caller()
         if self._abandoned:
             caller.give_up()
-        client = make_producer(self._config, self._options, self._log)
+        client = make_producer(self._config, self._options, self._log, error_cb=self._notice)
         try:
             for _ in range(2):
                 with suppress(KafkaException):  # what is wrong is said by what follows
                     caller.call(deadline, client.list_topics, _ANY_TOPIC)
             caller.call(deadline, client.init_transactions)
             caller.check()
+            client.poll(0)  # what it has to say of brokers that it did not reach at first
+            self._outages_before = self._outages
         except KafkaException as raised:
             caller.end()
             bury(client)
@@ -196,6 +215,7 @@ class Transactions:
             )
         client = self.client
         deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
+        self._see_to_brokers()
         try:
             if offsets:
                 metadata = metadata or self._bare_metadata(self._options.group or "")
@@ -203,11 +223,31 @@ class Transactions:
                 fail_point("commit-offsets-sent")
             if mark is not None:
                 self._mark(deadline, mark)
+            self._see_to_brokers()
             self._caller.call(deadline, client.commit_transaction)
             fail_point("commit-broker")
             self._begin()
         except KafkaException as raised:
             raise self._recover(error_of(raised), content) from raised
+
+    def _see_to_brokers(self) -> None:
+        """See that there was a broker all the time since the last commit began to end.
+
+        Raises:
+            CommitFailed: there was none for a moment, and what was committed may be forgotten.
+        """
+        self.client.poll(0)
+        if self._outages == self._outages_before:
+            return
+        self._replace()
+        raise CommitFailed(
+            f"no broker was there for a moment since the last commit of {self._id!r}, which may be "
+            "forgotten: what is left of that is looked for first"
+        )
+
+    def _notice(self, error: KafkaError) -> None:
+        self._outages += error.code() == _ALL_BROKERS_DOWN
+        self._log.error(error)
 
     def may_mark(self, mark: Mark) -> bool:
         """Tell whether transactions may be marked, by one that is dropped."""
