@@ -178,9 +178,8 @@ class Committer(Service):
     @property
     def pending(self) -> bool:
         """Whether something may have to be committed, or a failed commit is being cleared away."""
-        waits = self.outstanding.ticks or self.outstanding.doubt is not None or self.calls
-        under_way = self._lock.locked() or self.broken is not None
-        return bool(waits) or under_way or self._cadence.since != math.inf
+        waits = self.outstanding.ticks or self.outstanding.doubt or self.calls or self.broken
+        return bool(waits) or self._lock.locked() or self._cadence.since != math.inf
 
     @property
     def ticks_waiting(self) -> int:

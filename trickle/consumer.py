@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -17,6 +17,7 @@ from msgspec import structs
 
 from trickle.exceptions import (
     BrokerUnavailable,
+    CommitFailed,
     OffsetOutOfRange,
     TopicError,
     TransportError,
@@ -295,21 +296,26 @@ class Consumer(Service):
             await self._forgotten.end_all()
             committed = await admin.committed(group, partitions, stable=True)
         marks = await admin.watermarks(partitions)
+        begun: list[TopicPartition] = []
         for partition in partitions:
             found = committed.get(partition)
             low, high = marks[partition]
             topic_id = self._topics[partition.topic].topic_id
             positions = read_positions(found) if found is not None else None
             if positions is None:
-                first = low if self._first_position == "earliest" else high
-                positions = Positions(first)
+                positions = Positions(low)
+                if self._first_position == "latest":
+                    begun.append(partition)
+                    positions = Positions(high)
             elif positions.topic_id not in {"", topic_id}:
+                begun.append(partition)
                 positions = self._moved(
                     partition,
                     f"the committed offset {positions.offset} is of an earlier topic of this name",
                     Watermarks(low, high),
                 )
             elif not low <= positions.offset <= high:
+                begun.append(partition)
                 positions = self._moved(
                     partition,
                     f"the committed offset {positions.offset} lies outside of what the topic "
@@ -319,7 +325,21 @@ class Consumer(Service):
             self._committed[partition] = structs.replace(
                 positions, topic_id=topic_id, program=self._program
             )
+        await self._keep(begun)
         return {partition: self._committed[partition] for partition in partitions}
+
+    async def _keep(self, begun: Sequence[TopicPartition]) -> None:
+        """Commit where partitions begin, before anything of them is taken.
+
+        A topic's end moves: who asks once more, after a failure or elsewhere, would begin behind
+        what has come since.
+        """
+        if not begun:
+            return
+        try:
+            await self.client.commit({at: self._committed[at].write() for at in begun})
+        except CommitFailed as error:  # whoever has them next says where they begin
+            logger.info("where partitions begin is not committed: %s", error)
 
     def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> dict[TopicPartition, str]:
         """Return whom a partition's last commit is of, where it may yet hold us back."""

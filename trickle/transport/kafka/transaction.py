@@ -178,7 +178,7 @@ class Transactions:
                     caller.call(deadline, client.list_topics, _ANY_TOPIC)
             caller.call(deadline, client.init_transactions)
             caller.check()
-            client.poll(0)  # what it has to say of brokers that it did not reach at first
+            client.poll(0)  # it says now that it did not reach some at first
             self._outages_before = self._outages
         except KafkaException as raised:
             caller.end()
@@ -215,8 +215,8 @@ class Transactions:
             )
         client = self.client
         deadline = time.monotonic() + self._config.request_timeout * _COMMIT_SHARE
-        self._see_to_brokers()
         try:
+            self._see_to_brokers()
             if offsets:
                 metadata = metadata or self._bare_metadata(self._options.group or "")
                 self._caller.call(deadline, client.send_offsets_to_transaction, offsets, metadata)
@@ -235,6 +235,7 @@ class Transactions:
 
         Raises:
             CommitFailed: there was none for a moment, and what was committed may be forgotten.
+            KafkaException: the client has failed for good meanwhile.
         """
         self.client.poll(0)
         if self._outages == self._outages_before:
