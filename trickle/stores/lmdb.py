@@ -229,10 +229,11 @@ _open_environments: weakref.WeakSet[_Environment] = weakref.WeakSet()
 class _Environment:
     """One partition number of all tables, open and locked."""
 
-    def __init__(self, home: Home, handle: _Handle, bridge: Bridge) -> None:
+    def __init__(self, home: Home, handle: _Handle, writer: Bridge, opener: Bridge) -> None:
         self._home = home
         self._handle: _Handle | None = handle
-        self._bridge = bridge
+        self._writer = writer
+        self._opener = opener
         self._tables: Mapping[str, _Table] = handle.tables
         self._inode = home.data_file.stat().st_ino
         self._gone: str | None = None
@@ -248,7 +249,7 @@ class _Environment:
 
     async def write(self, writes: Sequence[TableWrite]) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _WRITE_TIMEOUT):
-            while not await self._bridge.call(self._write, writes):
+            while not await self._writer.call(self._write, writes):
                 self._grow()
             for write in writes:
                 self._tables[write.table].position = write.position
@@ -304,7 +305,7 @@ class _Environment:
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _WRITE_TIMEOUT):
-            await self._bridge.call(self._close)
+            await self._opener.call(self._close)
 
     def _close(self) -> None:
         handle, self._handle = self._handle, None
@@ -364,12 +365,18 @@ class LmdbStore(Service):
         self.directory = directory
         self._lock_timeout = lock_timeout
         self._map_bytes = map_bytes
-        self._bridge: Bridge | None = None
+        self._writer: Bridge | None = None
+        self._opener: Bridge | None = None
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        async with open_bridge("trickle-tables") as self._bridge:
+        # What was not closed in order is examined, which may take minutes: no write waits for that.
+        async with (
+            open_bridge("trickle-tables") as self._writer,
+            open_bridge("trickle-files") as self._opener,
+        ):
+            self.nursery.start_soon(self._opener.wait_ended)
             task_status.started()
-            await self._bridge.wait_ended()
+            await self._writer.wait_ended()
 
     async def open(self, count: int, partition: int, tables: Collection[str]) -> _Environment:
         """Open the environment of a partition number, made where it is missing."""
@@ -386,8 +393,8 @@ class LmdbStore(Service):
     async def _open_at(
         self, count: int, partition: int, tables: Collection[str], *, wait: bool
     ) -> _Environment | None:
-        bridge = self._bridge
-        if bridge is None:
+        writer, opener = self._writer, self._opener
+        if writer is None or opener is None:
             raise RuntimeError("the store is not running: start it by its parent")
         try:
             parent = self.directory / str(count)
@@ -400,20 +407,17 @@ class LmdbStore(Service):
                 home = lock_free(parent, partition)
             if home is None:
                 return None
+            handle: _Handle | None = None
             try:
-                handle = await self._call(bridge, home, tuple(tables))
+                with trio.CancelScope(shield=True):  # else nobody would own what has been opened
+                    handle = await opener.call(self._open, home, tuple(tables))
             except BaseException:
                 home.lock.release()
                 raise
         except (lmdb.Error, OSError, MemoryError) as error:
             raise StoreError(_cannot_open(self.directory, error)) from error
-        return _Environment(home, handle, bridge)
-
-    async def _call(self, bridge: Bridge, home: Home, tables: tuple[str, ...]) -> _Handle:
-        # Cancelled in the middle, nobody would own what has been opened.
-        with trio.CancelScope(shield=True):
-            return await bridge.call(self._open, home, tables)
-        raise AssertionError("a scope without a deadline cancels nothing")
+        assert handle is not None
+        return _Environment(home, handle, writer, opener)
 
     def _open(self, home: Home, names: tuple[str, ...]) -> _Handle:
         path = home.path
