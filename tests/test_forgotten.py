@@ -34,6 +34,7 @@ class Admin(MemoryAdmin):
         self.broker = broker
         self.fenced: list[Fenced] = []
         self.fails: list[Exception] = []
+        self.deaf = 0  # to so many calls
         self.on_fence: dict[str, Callable[[], None]] = {}
 
     async def fence(
@@ -44,6 +45,9 @@ class Admin(MemoryAdmin):
             raise self.fails.pop()
         self.on_fence.get(transactional_id, lambda: None)()
         await trio.lowlevel.checkpoint()
+        if self.deaf:
+            self.deaf -= 1
+            return
         await super().fence(transactional_id, groups=groups, places=places)
 
 
@@ -126,12 +130,41 @@ async def test_another_worker_that_is_at_it_is_no_failure(
     admin.fails = [ProducerFenced("another one is at it")]
     assert await forgotten.end_suspects()
     assert "another one is at it" in caplog.text
+    assert OUT in admin.broker.forgotten
+    assert await forgotten.end_suspects()  # nobody knows whether he has ended it
+    assert not admin.broker.forgotten
+
+
+async def test_what_the_coordinator_did_not_hear_of_in_time_is_aborted_again(
+    autojump_clock: MockClock, admin: Admin, forgotten: Forgotten
+) -> None:
+    admin.deaf = 1
+    assert await forgotten.end_suspects()
+    assert not admin.broker.forgotten
+    assert len(admin.fenced) == 2
+
+
+async def test_what_is_open_for_long_keeps_nobody_for_good(
+    autojump_clock: MockClock, admin: Admin, forgotten: Forgotten
+) -> None:
+    """Others may commit rarely."""
+    admin.deaf = 100
+    assert await forgotten.end_suspects()
+    assert len(admin.fenced) == 2
+    assert not await forgotten.end_suspects()
+    assert len(admin.fenced) == 2
 
 
 async def test_a_topic_that_was_deleted_keeps_nobody_from_going_on(
-    admin: Admin, forgotten: Forgotten
+    autojump_clock: MockClock, admin: Admin
 ) -> None:
+    topics = {
+        name: TopicInfo(name=name, topic_id="id", partitions=2) for name in ("out", "deleted")
+    }
+    forgotten = Forgotten(admin, "app", "own", topics)
+    assert await forgotten.end_suspects()  # and the others are looked at
     admin.broker.delete("out")
+    forgotten.suspect("own")
     assert not await forgotten.end_suspects()
 
 

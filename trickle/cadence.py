@@ -101,6 +101,11 @@ class Size:
         self.limit = limit
         self.chunk = min(self._chunk_most, limit)
 
+    @property
+    def narrowed(self) -> bool:
+        """Whether it is looked for whose record was refused."""
+        return self.limit < self._most
+
     def narrow(self, events: int) -> None:
         """A commit of so many events had a refused record."""
         self._set(max(1, min(self.limit, max(events, 1)) // NARROWER))

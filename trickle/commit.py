@@ -242,7 +242,7 @@ class Committer(Service):
     @property
     def _ticks_wait(self) -> bool:
         """Where one event has a commit to itself, ticks come after: it is known who is refused."""
-        alone = self._holder is not None or (self._size.limit == 1 and self._asking > 0)
+        alone = self._holder is not None or (self._size.narrowed and self._asking > 0)
         return alone or self.outstanding.held
 
     def busy(self, lane: Lane) -> None:

@@ -44,6 +44,9 @@ __all__ = ["Consumer", "LateListener"]
 
 logger = logging.getLogger("trickle.consumer")
 
+BEGINNING_TRIES = 20
+BEGINNING_PAUSE_S = 0.1
+
 LAG_INTERVAL_S = 10.0
 
 
@@ -336,10 +339,17 @@ class Consumer(Service):
         """
         if not begun:
             return
-        try:
-            await self.client.commit({at: self._committed[at].write() for at in begun})
-        except CommitFailed as error:  # whoever has them next says where they begin
-            logger.info("where partitions begin is not committed: %s", error)
+        refused: CommitFailed | None = None
+        for _ in range(BEGINNING_TRIES):  # others join, and the group counts on
+            try:
+                await self.client.commit({at: self._committed[at].write() for at in begun})
+            except CommitFailed as error:
+                refused = error
+                await trio.sleep(BEGINNING_PAUSE_S)
+            else:
+                return
+        # A rebalance that takes them ends this; whoever has them next says where they begin.
+        logger.warning("where partitions begin is not committed: %s", refused)
 
     def _unreleased(self, latest: Mapping[TopicPartition, Any]) -> dict[TopicPartition, str]:
         """Return whom a partition's last commit is of, where it may yet hold us back."""

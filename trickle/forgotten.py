@@ -29,6 +29,7 @@ logger = logging.getLogger("trickle.consumer")
 INTERVAL_S = 30.0  # between two times that all of a group are ended
 OPEN_S = 1.0  # how long records may stand open before they are taken for forgotten
 PAUSE_S = 0.05
+TRIES = 2  # what stands open after that is others', whose commits are far apart
 
 
 class Forgotten:
@@ -72,36 +73,47 @@ class Forgotten:
         Returns:
             Whether this worker's own producer is fenced by it.
         """
-        suspects = sorted(self._suspects)
-        places = await self._open_places() if suspects else []
-        if places:
-            logger.info(
-                "records of no transaction that goes on stand open in %s: what %s may have left "
-                "there is aborted once more", _some(places), " and ".join(suspects),
-            )  # fmt: skip
-        for committer in suspects:
+        before: Mapping[TopicPartition, int] | None = None
+        well: set[str] = set()
+        for _ in range(TRIES):  # the coordinator may not have heard of all places in time
+            suspects = sorted(self._suspects)
+            opened = await self._open_places(suspects)
+            places = [at for at in opened if before is None or before.get(at) == opened[at]]
+            before = opened
+            well = set(suspects)
             if places:
-                self._fenced |= committer == self._own
-                await self._abort_again(committer, places)
-            self._suspects.discard(committer)
+                logger.info(
+                    "records of no transaction that goes on stand open in %s: what %s may have "
+                    "left there is aborted once more", _some(places), " and ".join(suspects),
+                )  # fmt: skip
+                well = {one for one in suspects if await self._abort_again(one, places)}
+                self._fenced |= self._own in suspects
+            if not places or well != set(suspects):
+                break
+        self._suspects -= well
         fenced, self._fenced = self._fenced, False
         return fenced
 
-    async def _open_places(self) -> list[TopicPartition]:
+    async def _open_places(self, suspects: Sequence[str]) -> Mapping[TopicPartition, int]:
         """Return where records stand open that are there by now, and are not decided soon."""
-        places = self._places()
-        deadline = trio.current_time() + OPEN_S
+        if not suspects:
+            return {}
         try:
-            ends = await self._admin.watermarks(places)
-            while True:
-                stable = await self._admin.watermarks(places, stable=True)
-                places = [at for at in places if stable[at].high < ends[at].high]
-                if not places or trio.current_time() >= deadline:
-                    return places
-                await trio.sleep(PAUSE_S)
-        except TopicError as error:  # deleted meanwhile: who needs it says so
+            return await self._open_among(self._places())
+        except TopicError as error:  # deleted: who needs it says so
             logger.debug("looking for records that stand open: %s", error)
-            return []
+            there = await self._admin.topics(self._topics.keys())
+            return await self._open_among([at for at in self._places() if at.topic in there])
+
+    async def _open_among(self, places: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        deadline = trio.current_time() + OPEN_S
+        ends = await self._admin.watermarks(places)
+        while True:
+            stable = await self._admin.watermarks(places, stable=True)
+            places = [at for at in places if stable[at].high < ends[at].high]
+            if not places or trio.current_time() >= deadline:
+                return {at: stable[at].high for at in places}
+            await trio.sleep(PAUSE_S)
 
     async def end_all(self) -> None:
         """End the transactions whose end the broker may have lost: nothing goes on otherwise.
@@ -116,13 +128,13 @@ class Forgotten:
         async with self._ending:
             if trio.current_time() < self._ended_at + INTERVAL_S:
                 return
-            started, answered = trio.current_time(), True
+            answered = True
             places = self._places()
             latest = await self._admin.committed(self._group, places, stable=False)
             named = {read_positions(offset).committer for offset in latest.values() if offset}
             for committer in [*sorted(named - {self._own, ""}), self._own]:
                 if answered and committer == self._own:
-                    self._ended_at = started
+                    self._ended_at = trio.current_time()
                 logger.warning(
                     "a transaction that nobody has ended blocks this group: what %s may have left "
                     "open is aborted once more, in all of the app's topics", committer,
@@ -133,7 +145,7 @@ class Forgotten:
                     logger.warning("%s", error)
                     answered = False
 
-    async def _abort_again(self, committer: str, places: Sequence[TopicPartition]) -> None:
+    async def _abort_again(self, committer: str, places: Sequence[TopicPartition]) -> bool:
         groups = (self._group, committer)  # the second one holds the marks of its commits
         try:
             await self._admin.fence(committer, groups=groups, places=places)
@@ -141,6 +153,8 @@ class Forgotten:
             raise
         except TransportError as error:  # another worker may be at it
             logger.warning("%s", error)
+            return False
+        return True
 
     def _places(self) -> list[TopicPartition]:
         return [

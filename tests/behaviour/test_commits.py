@@ -199,6 +199,28 @@ async def test_a_timer_keeps_nobody_from_finding_a_refused_record(
         assert len(t.sent(ticks)) > 10
 
 
+async def test_a_backlog_in_commits_of_one_event_keeps_no_timer(mock_clock: MockClock) -> None:
+    """By the setting: it is not looked for anything."""
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    ticks = app.topic("ticks", value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            await trio.sleep(0.1)
+
+    @app.timer(1.0)
+    async def beat() -> None:
+        ticks.send_nowait(1)
+
+    async with trickle.testing.run(app, commit_max_events=1) as t:
+        for value in range(200):
+            await t.send(source, value)
+        await t.advance(10)
+        assert len(t.sent(ticks)) >= 5
+
+
 async def test_tables_that_press_have_a_commit_made(mock_clock: MockClock) -> None:
     """Long before the commit interval is over: what waits for a commit is bounded."""
     app = trickle.App("app")

@@ -317,9 +317,10 @@ class TableManager(Service):
             for shard in held.shards.values():
                 shard.changed = None  # it refers to the shard, which shall be gone with us
             try:
-                with trio.CancelScope(shield=True):
-                    async with held.writing:  # who writes has a limit
-                        await held.environment.close()
+                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                    async with held.writing:
+                        pass  # nobody writes any more, and nobody begins to
+                await held.environment.close()
             finally:
                 self._free(place)
 

@@ -40,6 +40,7 @@ from trickle.transport.kafka.errors import (
 )
 from trickle.transport.kafka.fork import forked_error, watch_forks
 from trickle.transport.kafka.offsets import CommittedReader
+from trickle.transport.kafka.patience import Caller
 from trickle.transport.kafka.stubs import (
     AdminClient,
     ConfigResource,
@@ -380,20 +381,13 @@ class KafkaAdmin:
         deadline = time.monotonic() + timeout
         options = ProducerOptions(transactional_id=transactional_id)
         more = HELD_BACK if places else None
-        producer = make_producer(self._config, options, self._log, more=more)
+        producer, caller = make_producer(self._config, options, self._log, more=more), Caller()
         try:
-            while True:
-                try:
-                    producer.init_transactions(_left(deadline))
-                except KafkaException as raised:
-                    if time.monotonic() > deadline or not error_of(raised).retriable():
-                        raise
-                    time.sleep(_PAUSE)
-                else:
-                    break
+            caller.call(deadline, producer.init_transactions)
             if places:
-                abort_again(self._config, self._log, producer, groups, places, _left(deadline))
+                abort_again(self._config, self._log, caller, producer, groups, places, deadline)
         finally:
+            caller.end()
             bury(producer)
 
     def _patiently(self, fn: Callable[..., T], timeout: float, *args: Any) -> T:

@@ -14,7 +14,9 @@ a record for it is produced, and the abort drops what it has held back.
 
 from __future__ import annotations
 
+import functools
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
+    from trickle.transport.kafka.patience import Caller
     from trickle.types import TopicPartition
 
 __all__ = ["HELD_BACK", "abort_again"]
@@ -44,29 +47,69 @@ _TOLD = 1.0  # seconds within which the coordinator is told of all places
 def abort_again(
     config: KafkaConfig,
     log: ClientLog,
+    caller: Caller,
     producer: Producer,
     groups: Collection[str],
     places: Collection[TopicPartition],
-    timeout: float,
+    deadline: float,
 ) -> None:
     """Abort a transaction that touches all places, and the groups' offsets.
 
+    Where this user may not write to one of the topics, the coordinator hears of none. Then each has
+    a transaction of its own: nothing of this user's stands open where it may not write.
+
     Args:
+        caller: makes the producer's calls.
         producer: a transactional one with :data:`HELD_BACK`, and with no transaction begun.
+        deadline: monotonic seconds.
 
     Raises:
         KafkaException: it has not been aborted.
     """
+    told = functools.partial(_abort_in, config, log, caller, producer, deadline)
+    if told(places, groups):
+        return
+    by_topic: dict[str, list[TopicPartition]] = defaultdict(list)
+    for place in places:
+        by_topic[place.topic].append(place)
+    share = min(_TOLD, (deadline - time.monotonic()) / 2 / (len(by_topic) + 1))
+    for own in by_topic.values():
+        told(own, (), share=share)
+    for group in groups:
+        told((), [group], share=share, offsets_at=next(iter(places)))
+
+
+def _abort_in(
+    config: KafkaConfig,
+    log: ClientLog,
+    caller: Caller,
+    producer: Producer,
+    deadline: float,
+    places: Collection[TopicPartition],
+    groups: Collection[str],
+    *,
+    share: float = _TOLD,
+    offsets_at: TopicPartition | None = None,
+) -> bool:
+    """Abort one transaction; tell whether nothing of it was refused, as far as groups tell."""
     producer.begin_transaction()
     for place in places:
         producer.produce(place.topic, None, b"", partition=place.partition)
-    time.sleep(min(_TOLD, timeout / 2))
-    offsets = [Partition(place.topic, place.partition, 0) for place in list(places)[:1]]
+    if places:
+        time.sleep(max(0.0, min(share, (deadline - time.monotonic()) / 2)))
+    at = offsets_at or next(iter(places))
+    allowed = True
     try:
         for group in groups:
-            metadata = bare_metadata(config, log, group)
-            producer.send_offsets_to_transaction(offsets, metadata, timeout)
+            caller.call(
+                deadline,
+                producer.send_offsets_to_transaction,
+                [Partition(at.topic, at.partition, 0)],
+                bare_metadata(config, log, group),
+            )
     except KafkaException as raised:
         if not error_of(raised).txn_requires_abort():  # else that is what is done next
             raise
-    producer.abort_transaction(timeout)
+        allowed = False
+    caller.call(deadline, producer.abort_transaction)
+    return allowed

@@ -31,6 +31,7 @@ with the same id has a new epoch, and its ``init_transactions`` ends what the ol
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -75,6 +76,7 @@ _ALL_BROKERS_DOWN = KafkaError._ALL_BROKERS_DOWN  # pyright: ignore[reportPrivat
 # transaction's coordinator before it has another, it looks again half a second later, one time in
 # ten (librdkafka 2.16). A second question has it connected; about a topic that each cluster has.
 _ANY_TOPIC = "__consumer_offsets"
+_MARKED = 60.0  # seconds after which each place has its mark, late news of an outage included
 _COMMIT_SHARE = 0.6  # of the request timeout; the rest is for a new producer
 
 
@@ -154,8 +156,8 @@ class Transactions:
         self.broken = True
         self._rival: ProducerFenced | None = None
         self._bare: dict[str, object] = {}
-        self._outages = 0  # how often the client has said that no broker is up
-        self._outages_before = 0  # the last commit, or the opening
+        self._began_to_end = -math.inf  # the last commit that was acknowledged, monotonic seconds
+        self._outage_at = math.inf  # the first time since then that no broker was up
         self._config = config
         self._options = options
         self._log = log
@@ -179,7 +181,8 @@ class Transactions:
             caller.call(deadline, client.init_transactions)
             caller.check()
             client.poll(0)  # it says now that it did not reach some at first
-            self._outages_before = self._outages
+            self._outage_at = math.inf
+            client.begin_transaction()
         except KafkaException as raised:
             caller.end()
             bury(client)
@@ -189,7 +192,6 @@ class Transactions:
                 raise self._fenced(error) from raised
             timeout = self._config.request_timeout
             raise failed(self._config.url, timeout, what, error) from raised
-        client.begin_transaction()
         self._opening = None
         self.client = client
         self._caller = caller
@@ -224,6 +226,7 @@ class Transactions:
             if mark is not None:
                 self._mark(deadline, mark)
             self._see_to_brokers()
+            self._began_to_end, self._outage_at = time.monotonic(), math.inf
             self._caller.call(deadline, client.commit_transaction)
             fail_point("commit-broker")
             self._begin()
@@ -238,16 +241,16 @@ class Transactions:
             KafkaException: the client has failed for good meanwhile.
         """
         self.client.poll(0)
-        if self._outages == self._outages_before:
-            return
-        self._replace()
-        raise CommitFailed(
-            f"no broker was there for a moment since the last commit of {self._id!r}, which may be "
-            "forgotten: what is left of that is looked for first"
-        )
+        if self._outage_at - self._began_to_end < _MARKED:
+            self._replace()
+            raise CommitFailed(
+                f"no broker was there for a moment since the last commit of {self._id!r}, which "
+                "may be forgotten: what is left of that is looked for first"
+            )
 
     def _notice(self, error: KafkaError) -> None:
-        self._outages += error.code() == _ALL_BROKERS_DOWN
+        if error.code() == _ALL_BROKERS_DOWN:
+            self._outage_at = min(self._outage_at, time.monotonic())
         self._log.error(error)
 
     def may_mark(self, mark: Mark) -> bool:
