@@ -24,13 +24,13 @@ AUTHORIZER = {
 acls: Any = admin
 
 
-def forbid(broker: KafkaBroker, kind: str, name: str) -> None:
-    """Forbid everybody everything about one topic, or about groups that begin so."""
+def forbid(broker: KafkaBroker, kind: str, name: str, operation: str = "ALL") -> None:
+    """Forbid everybody an operation, or all, on topics or groups that begin so."""
     client: Any = acls.AdminClient({"bootstrap.servers": broker.address})
     pattern = acls.ResourcePatternType.PREFIXED
     rule = acls.AclBinding(
         acls.ResourceType[kind], name, pattern, "User:*", "*",
-        acls.AclOperation.ALL, acls.AclPermissionType.DENY,
+        acls.AclOperation[operation], acls.AclPermissionType.DENY,
     )  # fmt: skip
     for future in client.create_acls([rule]).values():
         future.result(LIMIT)
@@ -86,3 +86,16 @@ async def test_timers_go_on_where_commits_cannot_be_marked(
         told = [record.getMessage() for record in caplog.records]
         assert len([text for text in told if "cannot be marked" in text]) == 1
         assert not any("commit failed" in text for text in told)
+
+
+async def test_what_was_left_open_is_aborted_also_where_some_topics_may_not_be_written() -> None:
+    """Sources, for one: as long as one of them is asked for, the coordinator hears of none."""
+    with KafkaBroker(AUTHORIZER) as broker, trio.fail_after(2 * LIMIT):
+        async with open_transport(broker.url, TransportOptions()) as transport:
+            source, written, more = [await declared(transport, 1) for _ in range(3)]
+            places = [TopicPartition(name, 0) for name in (source, written, more)]
+            name, group = unique("id"), unique("group")
+            await trio.to_thread.run_sync(forbid, broker, "TOPIC", source, "WRITE")
+            await transport.admin.fence(name, groups=[group], places=places)
+            marks = await transport.admin.watermarks(places)
+        assert [marks[at].high for at in places] == [0, 1, 1]  # markers, and no record
