@@ -426,6 +426,7 @@ class Conductor(Service):
                 raise failure or CommitFailed(str(error)) from error
             except CommitFailed as error:
                 again = error
+                self._fencing.stale = self._fencing.stale or isinstance(error, ProducerFenced)
                 self._committer.resume()
             else:
                 return happened or False

@@ -142,6 +142,18 @@ async def test_the_last_commit_is_asked_for_too(mock_clock: MockClock, fault: Co
     assert scene.sent(seen[0]) == [1, 2, 3]
 
 
+async def test_others_may_fence_the_last_commits_too(mock_clock: MockClock) -> None:
+    """A worker stood still and lost its place, as its end comes: those who follow fence it."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await t.advance(2.5)
+        await t.send(scene.source, SLOW, key="a")
+        for _ in range(2):
+            t.broker.fail_commits("fenced")
+        await t.advance(0.6)  # beyond the third tick: its commit, and the event's, is the last
+    assert scene.sent(t) == [1, 2, 3]
+
+
 async def test_an_agent_that_fails_while_others_drain_does_not_cut_them_short(
     mock_clock: MockClock,
 ) -> None:
