@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException
 from confluent_kafka import TopicPartition as Partition
 
-from trickle.transport.kafka.errors import error_of
+from trickle.transport.kafka.errors import UNAUTHORIZED, error_of
 from trickle.transport.kafka.transaction import bare_metadata
 
 if TYPE_CHECKING:
@@ -93,13 +93,13 @@ def _abort_in(
 ) -> bool:
     """Abort one transaction; tell whether nothing of it was refused, as far as groups tell."""
     producer.begin_transaction()
-    for place in places:
-        producer.produce(place.topic, None, b"", partition=place.partition)
-    if places:
-        time.sleep(max(0.0, min(share, (deadline - time.monotonic()) / 2)))
     at = offsets_at or next(iter(places))
     allowed = True
     try:
+        for place in places:
+            producer.produce(place.topic, None, b"", partition=place.partition)
+        if places:
+            time.sleep(max(0.0, min(share, (deadline - time.monotonic()) / 2)))
         for group in groups:
             caller.call(
                 deadline,
@@ -108,7 +108,8 @@ def _abort_in(
                 bare_metadata(config, log, group),
             )
     except KafkaException as raised:
-        if not error_of(raised).txn_requires_abort():  # else that is what is done next
+        error = error_of(raised)  # where it asks for an abort, that is what is done next
+        if not error.txn_requires_abort() and error.code() not in UNAUTHORIZED:
             raise
         allowed = False
     caller.call(deadline, producer.abort_transaction)
