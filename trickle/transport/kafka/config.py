@@ -144,7 +144,6 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "isolation.level": "read_committed" if committed_only else "read_uncommitted",
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,
-                "queued.min.messages": 100_000,
             }
         )
 
