@@ -83,9 +83,10 @@ _SHARED: Settings = {
     "topic.metadata.propagation.max.ms": 5_000,  # how long a missing topic may yet appear
     "topic.metadata.refresh.interval.ms": 60_000,
 }
-# For clients that ask a group's coordinator and are made anew where a call gets no answer. Where
-# no broker is up, "rebootstrap", the default, lets go of all that are known, but not of the one
-# that is remembered as the coordinator: what is asked of it hangs though it is back (2.16).
+# For producers with transactions, which ask a group's coordinator, and are made anew where a call
+# gets no answer. Where no broker is up, "rebootstrap", the default, lets go of all that are known,
+# but not of the one that is remembered as the coordinator: what is asked of it hangs though it is
+# back (2.16). (Without it a client whose brokers are all missing in an answer has none for good.)
 _NO_REBOOTSTRAP: Settings = {"metadata.recovery.strategy": "none"}
 
 
@@ -107,7 +108,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def admin(self) -> Settings:
         """Return the settings of an AdminClient."""
-        return self._settings(_NO_REBOOTSTRAP)
+        return self._settings({})
 
     def consumer(self, options: ConsumerOptions) -> Settings:
         """Return the settings of a group's member."""
