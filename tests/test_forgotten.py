@@ -34,6 +34,7 @@ class Admin(MemoryAdmin):
         self.broker = broker
         self.fenced: list[Fenced] = []
         self.fails: list[Exception] = []
+        self.fails_for: dict[str, Exception] = {}
         self.deaf = 0  # to so many calls
         self.on_fence: dict[str, Callable[[], None]] = {}
 
@@ -43,6 +44,8 @@ class Admin(MemoryAdmin):
         self.fenced.append((transactional_id, tuple(groups), set(places)))
         if self.fails:
             raise self.fails.pop()
+        if transactional_id in self.fails_for:
+            raise self.fails_for.pop(transactional_id)
         self.on_fence.get(transactional_id, lambda: None)()
         await trio.lowlevel.checkpoint()
         if self.deaf:
@@ -121,6 +124,17 @@ async def test_a_broker_that_is_away_meanwhile_is_asked_again(
     admin.fails = [BrokerUnavailable("away")]
     with pytest.raises(BrokerUnavailable):
         await forgotten.end_suspects()
+    assert await forgotten.end_suspects()
+
+
+async def test_that_our_own_is_fenced_is_told_though_the_broker_went_away_then(
+    autojump_clock: MockClock, admin: Admin, forgotten: Forgotten
+) -> None:
+    forgotten.suspect("zzz")
+    admin.fails_for["zzz"] = BrokerUnavailable("away")
+    with pytest.raises(BrokerUnavailable):
+        await forgotten.end_suspects()
+    assert not admin.broker.forgotten
     assert await forgotten.end_suspects()
 
 

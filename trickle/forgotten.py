@@ -86,8 +86,8 @@ class Forgotten:
                     "records of no transaction that goes on stand open in %s: what %s may have "
                     "left there is aborted once more", _some(places), " and ".join(suspects),
                 )  # fmt: skip
+                self._fenced |= self._own in suspects  # known also where the broker goes away now
                 well = {one for one in suspects if await self._abort_again(one, places)}
-                self._fenced |= self._own in suspects
             if not places or well != set(suspects):
                 break
         self._suspects -= well

@@ -83,11 +83,6 @@ _SHARED: Settings = {
     "topic.metadata.propagation.max.ms": 5_000,  # how long a missing topic may yet appear
     "topic.metadata.refresh.interval.ms": 60_000,
 }
-# For producers with transactions, which ask a group's coordinator, and are made anew where a call
-# gets no answer. Where no broker is up, "rebootstrap", the default, lets go of all that are known,
-# but not of the one that is remembered as the coordinator: what is asked of it hangs though it is
-# back (2.16). (Without it a client whose brokers are all missing in an answer has none for good.)
-_NO_REBOOTSTRAP: Settings = {"metadata.recovery.strategy": "none"}
 
 
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +159,11 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
         if options.transactional_id is not None:
             settings["linger.ms"] = 5  # nobody waits for single records; a commit does not linger
             settings["transactional.id"] = options.transactional_id
-            settings |= _NO_REBOOTSTRAP
+            # It asks a group's coordinator. Where no broker is up, "rebootstrap", the default, lets
+            # go of all that are known, but not of the one that is remembered as the coordinator:
+            # what is asked of it hangs though it is back (2.16). (Without it a client whose brokers
+            # are all missing in an answer has none for good; this one is made anew then.)
+            settings["metadata.recovery.strategy"] = "none"
             settings["transaction.timeout.ms"] = _ms(options.transaction_timeout)
             timeout_ms = min(timeout_ms, _ms(options.transaction_timeout))
         settings["message.timeout.ms"] = max(1_000, timeout_ms)
