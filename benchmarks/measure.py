@@ -48,6 +48,10 @@ class Stopwatch:
         """Start: the first record is here."""
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
+    def since_start(self, moment: float) -> float:
+        """Return the seconds from the start to a moment of ``time.perf_counter()``."""
+        return moment - self._wall
+
     def report(self, records: int, *, seconds: float | None = None) -> None:
         """Print the result.
 

@@ -9,7 +9,8 @@ import argparse
 import json
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import cast
 
@@ -44,6 +45,7 @@ class Progress(trickle.BaseSensor):
 
     def __init__(self) -> None:
         self.committed_events = 0
+        self.committed_at = 0.0
         self.recovered_records = 0
         self.recovery_began = float("inf")
         self.recovery_ended = 0.0
@@ -51,6 +53,7 @@ class Progress(trickle.BaseSensor):
     def committed(self, seconds: float, events: int, partitions: int) -> None:
         del seconds, partitions
         self.committed_events += events
+        self.committed_at = time.perf_counter()
 
     def recovered(self, table: str, partition: int, records: int, seconds: float) -> None:
         del table, partition
@@ -60,10 +63,9 @@ class Progress(trickle.BaseSensor):
         self.recovery_ended = now
 
 
-async def watched(
-    app: trickle.App, seen: list[int], done: Callable[[], bool], check: Callable[[], int]
-) -> None:
-    """Run the app from its first record until all is done, report, and check the result."""
+@asynccontextmanager
+async def watched(app: trickle.App, seen: list[int]) -> AsyncGenerator[Stopwatch]:
+    """Run the app, with a watch that starts at its first record."""
     watch = Stopwatch()
 
     async def begin() -> None:
@@ -74,11 +76,13 @@ async def watched(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(begin)
         async with app.run():
-            while not done():
-                await trio.sleep(0.002)
-            watch.report(seen[0])
-            if check() != seen[0]:
-                raise RuntimeError(f"{check():,} of {seen[0]:,} records are in the result")
+            yield watch
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    while not done():
+        await trio.sleep(0.002)
 
 
 async def stateless(app: trickle.App, progress: Progress, options: Options) -> None:
@@ -95,7 +99,9 @@ async def stateless(app: trickle.App, progress: Progress, options: Options) -> N
             seen[0] += 1
 
     del read
-    await watched(app, seen, lambda: seen[0] >= records, lambda: seen[0])
+    async with watched(app, seen) as watch:
+        await until(lambda: seen[0] >= records)
+        watch.report(seen[0])
 
 
 async def startup(app: trickle.App, progress: Progress, options: Options) -> None:
@@ -133,10 +139,14 @@ def define_pipe(app: trickle.App, options: Options) -> list[int]:
 
 
 async def pipe(app: trickle.App, progress: Progress, options: Options) -> None:
-    """Send each flight on; done when the last one is committed."""
+    """Send each flight on; done with the commit that follows the last one, as the Run is left."""
     seen = define_pipe(app, options)
     records = options.records
-    await watched(app, seen, lambda: progress.committed_events >= records, lambda: seen[0])
+    async with watched(app, seen) as watch:
+        await until(lambda: seen[0] >= records)
+    if progress.committed_events < records:
+        raise RuntimeError(f"{progress.committed_events:,} of {records:,} records are committed")
+    watch.report(seen[0], seconds=watch.since_start(progress.committed_at))
 
 
 async def latency(app: trickle.App, progress: Progress, options: Options) -> None:
@@ -163,9 +173,11 @@ async def count(app: trickle.App, progress: Progress, options: Options) -> None:
             seen[0] += 1
 
     del tally
-    await watched(
-        app, seen, lambda: progress.committed_events >= records, lambda: sum(counts.values())
-    )
+    async with watched(app, seen) as watch:
+        await until(lambda: progress.committed_events >= records)
+        watch.report(seen[0])
+        if (total := sum(counts.values())) != records:
+            raise RuntimeError(f"{total:,} of {records:,} records are in the table")
 
 
 async def recovery(app: trickle.App, progress: Progress, options: Options) -> None:

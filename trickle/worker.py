@@ -22,7 +22,6 @@ interrupted code holds them.
 from __future__ import annotations
 
 import _thread
-import ctypes
 import faulthandler
 import gc
 import logging
@@ -33,7 +32,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -44,6 +43,7 @@ from trickle.app import App
 from trickle.config import Resolved
 from trickle.run import Run, Surroundings
 from trickle.service import Service
+from trickle.utils.memory import bound_arenas, give_back
 
 __all__ = [
     "EXIT_STOPPED",
@@ -62,8 +62,6 @@ EXIT_STOPPED = 3
 CLOSING_TIMEOUT_S = 5.0  # beyond drain_timeout: lanes are cancelled, clients closed
 CANCEL_TIMEOUT_S = 3.0  # from the second signal on
 LINGER_TIMEOUT_S = 2.0  # that threads of the app's own may keep a process that is done
-ARENAS_MAX = 2
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 GC_THRESHOLD = 50_000  # with gc.freeze(), 8 to 10 % of throughput, as measured
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -186,6 +184,7 @@ class Worker(Service):
         self._started_at = 0.0
         self._ready = False
         self._starting = trio.CancelScope()
+        self._running = trio.CancelScope()
         self._signals = 0
         self._signal: str | None = None
         self._signalled_at = 0.0
@@ -196,7 +195,8 @@ class Worker(Service):
         """Run until stopped; what the Run raises leaves from here."""
         self._started_at = time.monotonic()
         if self._whole:
-            _bound_arenas()
+            bound_arenas()
+            self.nursery.start_soon(self._stay_small)
         run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)
         with self._app.season.closed(), self._listening(run):
@@ -209,11 +209,16 @@ class Worker(Service):
                 raise
             finally:
                 self._starting.cancel()
+                self._running.cancel()
         self._end(run, None)
 
     async def _watch(self, run: Run) -> None:
         with self._starting:
             await self._observer.watch(run)
+
+    async def _stay_small(self) -> None:
+        with self._running:
+            await give_back()
 
     def _on_ready(self, run: Run) -> None:
         self._starting.cancel()
@@ -353,19 +358,6 @@ def _where_blocked() -> str:
         return ""
     at = [line for line in stack if "site-packages" not in line.filename][-1]
     return f" (the event loop is held by {at.name} at {at.filename}:{at.lineno})"
-
-
-def _bound_arenas() -> None:
-    """Let all threads share two of the C library's arenas.
-
-    glibc gives each thread one of its own, up to eight for each core, and does not use for others
-    what a thread left there when it ended. A Kafka client starts threads with each connection and
-    each new client: memory grew with every broker that was lost and found again. Of no effect
-    without glibc, and where ``MALLOC_ARENA_MAX`` says otherwise.
-    """
-    if not os.environ.get("MALLOC_ARENA_MAX"):
-        with suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS_MAX)
 
 
 def _tune_collector() -> None:

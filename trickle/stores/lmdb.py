@@ -51,8 +51,8 @@ from trickle.stores.homes import (
 from trickle.stores.records import (
     DamagedError,
     is_whole,
-    pack,
     pack_position,
+    portions,
     read_position,
     unpack,
 )
@@ -213,12 +213,12 @@ class _Handle:
                 db = self.tables[write.table].db
                 if write.clear:
                     txn.drop(db, delete=False)
-                for key, value in write.changes:
-                    stored = stored_key(key)
-                    if value is None:
+                for puts, deletions in portions(write.changes):
+                    # One call: to get the interpreter's lock back takes longer than a write.
+                    with txn.cursor(db) as cursor:
+                        cursor.putmulti(puts)
+                    for stored in deletions:
                         txn.delete(stored, db=db)
-                    else:
-                        txn.put(stored, pack(key, stored, value), db=db)
                 meta = pack_position(write.position)
                 txn.put(f"table:{write.table}".encode(), meta, db=self.meta)
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from trickle.stores.contract import STORED_KEY_BYTES_MAX, Position
+from trickle.stores.contract import STORED_KEY_BYTES_MAX, Position, stored_key
 
-__all__ = ["DamagedError", "is_whole", "pack", "pack_position", "read_position", "unpack"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = [
+    "DamagedError",
+    "is_whole",
+    "pack",
+    "pack_position",
+    "portions",
+    "read_position",
+    "unpack",
+]
 
 _LENGTH = struct.Struct("<I")
+_PORTION = 2_000  # sorted in a millisecond, in which no other thread gets the interpreter's lock
 
 
 class DamagedError(Exception):
@@ -36,6 +48,24 @@ def unpack(stored: bytes, raw: bytes) -> tuple[bytes, bytes]:
 def is_whole(stored: bytes, raw: bytes) -> bool:
     """Tell whether a stored pair is what was written."""
     return len(raw) >= 4 and raw[-4:] == _LENGTH.pack(zlib.crc32(raw[:-4], zlib.crc32(stored)))
+
+
+def portions(
+    changes: Sequence[tuple[bytes, bytes | None]],
+) -> Iterator[tuple[list[tuple[bytes, bytes]], list[bytes]]]:
+    """Yield what is to be written of (key, value) pairs, and which keys are to be deleted.
+
+    Of a key's changes the last one counts. Keys come in order, as neighbours share a page.
+    """
+    for start in range(0, len(changes), _PORTION):
+        raw: dict[bytes, bytes | None] = {}
+        for key, value in changes[start : start + _PORTION]:
+            stored = stored_key(key)
+            raw[stored] = None if value is None else pack(key, stored, value)
+        yield (
+            sorted((stored, data) for stored, data in raw.items() if data is not None),
+            [stored for stored, data in raw.items() if data is None],
+        )
 
 
 class _Meta(msgspec.Struct):

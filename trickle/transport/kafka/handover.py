@@ -242,9 +242,13 @@ class KafkaProducer:
         with trio.move_on_after(timeout):
             await trio.lowlevel.checkpoint()
             while len(client) * 2 > full:
-                await self._call(self._read_reports, client, 0.05)
+                await self._reports(client)
             return
         raise unavailable(self._config.url, timeout, f"a full queue of {full} records", None)
+
+    async def _reports(self, client: Producer) -> None:
+        """Wait a little for reports, and read them."""
+        await self._call(self._read_reports, client, 0.05)
 
     def idle(self) -> None:
         """Do one round of the thread: read reports, then wait a little for a call."""
@@ -262,15 +266,6 @@ class KafkaProducer:
         except KafkaException as raised:
             logger.debug("while reports were read: %r", raised)
             self._fatal = True  # the reports of what it had taken tell whom it concerns
-
-    def _flush(self, client: Producer, timeout: float) -> int:
-        """Wait until all is delivered; return how many records are not."""
-        try:
-            return client.flush(timeout)
-        except KafkaException as raised:
-            logger.debug("while records were delivered: %r", raised)
-            self._fatal = True
-            return 0
 
     def _served(self) -> Producer | None:
         """Return the client whose reports the thread reads; for the thread alone."""

@@ -42,6 +42,7 @@ __all__ = ["PlainProducer", "TransactionalProducer", "open_producer"]
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 4.0
+_PAUSE = 0.001
 _NOT_DELIVERED = frozenset(
     {
         KafkaError._MSG_TIMED_OUT,  # pyright: ignore[reportPrivateUsage]
@@ -156,6 +157,7 @@ class PlainProducer(KafkaProducer):
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         super().__init__(config, options, log)
         self._sending = 0
+        self._heard = False  # Trio's thread has read reports lately
         self._silent = False  # what was to be delivered last was not, in all its time
 
     async def commit(
@@ -179,7 +181,11 @@ class PlainProducer(KafkaProducer):
         """
         client = self._check()
         timeout = self._config.request_timeout
-        left = await self._call(self._flush, client, timeout)
+        with trio.move_on_after(timeout):
+            await trio.lowlevel.checkpoint()
+            while len(client) and not self._fatal:
+                await self._reports(client)
+        left, fatal = len(client), self._fatal
         failures = fates.failures()
         errors = [error for error, _ in failures]
         in_vain = bool(left) or any(error.code() in _NOT_DELIVERED for error in errors)
@@ -191,6 +197,11 @@ class PlainProducer(KafkaProducer):
         if errors:
             raise CommitFailed(
                 f"not all records were delivered to broker={self._config.url!r}: {said(errors[0])}"
+            )
+        if left and fatal:
+            raise CommitFailed(
+                f"not all records were delivered to broker={self._config.url!r}: the client "
+                "failed, and is made anew"
             )
         if left:
             raise unavailable(self._config.url, timeout, f"delivering {left} records", None)
@@ -260,9 +271,33 @@ class PlainProducer(KafkaProducer):
             raise unavailable(self._config.url, timeout, what, error)
         raise failed(self._config.url, timeout, what, error)
 
+    def hand_over(
+        self, effects: deque[Effect], limit: int, fates: Fates, *, watch: bool = False
+    ) -> None:
+        """Hand over many records, and hear of earlier ones."""
+        super().hand_over(effects, limit, fates, watch=watch)
+        if self._client is not None:
+            self._hear(self._client)
+
+    def _hear(self, client: Producer) -> None:
+        """Read the reports that are there in Trio's thread, and leave them to it for a while.
+
+        The client asks for the interpreter's lock for each report. While Trio's thread works,
+        another one gets it some hundred times a second.
+        """
+        self._heard = True
+        self._read_reports(client, 0)
+
+    async def _reports(self, client: Producer) -> None:
+        self._hear(client)
+        await trio.sleep(_PAUSE)
+
     def idle(self) -> None:
         """Do one round of the thread; where a task waits for a report, wait for that."""
-        if self._sending and self._client is not None:
+        if self._heard:
+            self._heard = False
+            self._bridge.run_pending(_PAUSE if self._sending else SERVE_PERIOD)
+        elif self._sending and self._client is not None:
             self._read_reports(self._client, SERVE_PERIOD)
         else:
             super().idle()
