@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["Stopwatch", "peak_mb", "say", "tune_gc"]
+__all__ = ["Stopwatch", "now", "peak_mb", "say", "tune_gc"]
 
 
 def peak_mb() -> float:
@@ -42,31 +42,39 @@ class Stopwatch:
     """Wall and CPU time from the first record to the end of the last one's work."""
 
     def __init__(self) -> None:
-        self._wall = self._cpu = 0.0
+        self._began = now()
 
     def start(self) -> None:
         """Start: the first record is here."""
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._began = now()
 
-    def since_start(self, moment: float) -> float:
-        """Return the seconds from the start to a moment of ``time.perf_counter()``."""
-        return moment - self._wall
-
-    def report(self, records: int, *, seconds: float | None = None) -> None:
+    def report(
+        self,
+        records: int,
+        *,
+        seconds: float | None = None,
+        ended: tuple[float, float] | None = None,
+    ) -> None:
         """Print the result.
 
         Args:
             records: that were handled.
             seconds: that they took, where the contestant knows better than this watch.
+            ended: what :func:`now` was at the end, where that has passed.
         """
-        seconds = time.perf_counter() - self._wall if seconds is None else seconds
-        cpu = time.process_time() - self._cpu
+        wall, cpu = ended or now()
+        seconds = wall - self._began[0] if seconds is None else seconds
         say(
             {
                 "records": records,
                 "seconds": seconds,
                 "per_second": records / seconds,
-                "cpu_us": cpu / records * 1e6,
+                "cpu_us": (cpu - self._began[1]) / records * 1e6,
                 "peak_mb": peak_mb(),
             }
         )
+
+
+def now() -> tuple[float, float]:
+    """Return wall and CPU time, in seconds."""
+    return time.perf_counter(), time.process_time()

@@ -18,7 +18,7 @@ import trio
 
 import trickle
 from benchmarks.data import PARTITIONS, Flight, make_flights
-from benchmarks.measure import Stopwatch, say, tune_gc
+from benchmarks.measure import Stopwatch, now, say, tune_gc
 from trickle.types import Guarantee
 
 __all__ = ["main"]
@@ -45,7 +45,7 @@ class Progress(trickle.BaseSensor):
 
     def __init__(self) -> None:
         self.committed_events = 0
-        self.committed_at = 0.0
+        self.committed_at = now()
         self.recovered_records = 0
         self.recovery_began = float("inf")
         self.recovery_ended = 0.0
@@ -53,14 +53,14 @@ class Progress(trickle.BaseSensor):
     def committed(self, seconds: float, events: int, partitions: int) -> None:
         del seconds, partitions
         self.committed_events += events
-        self.committed_at = time.perf_counter()
+        self.committed_at = now()
 
     def recovered(self, table: str, partition: int, records: int, seconds: float) -> None:
         del table, partition
-        now = time.perf_counter()
+        ended = time.perf_counter()
         self.recovered_records += records
-        self.recovery_began = min(self.recovery_began, now - seconds)
-        self.recovery_ended = now
+        self.recovery_began = min(self.recovery_began, ended - seconds)
+        self.recovery_ended = ended
 
 
 @asynccontextmanager
@@ -146,7 +146,7 @@ async def pipe(app: trickle.App, progress: Progress, options: Options) -> None:
         await until(lambda: seen[0] >= records)
     if progress.committed_events < records:
         raise RuntimeError(f"{progress.committed_events:,} of {records:,} records are committed")
-    watch.report(seen[0], seconds=watch.since_start(progress.committed_at))
+    watch.report(seen[0], ended=progress.committed_at)
 
 
 async def latency(app: trickle.App, progress: Progress, options: Options) -> None:

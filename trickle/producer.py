@@ -168,19 +168,19 @@ class Producer(Service):
 
     async def _flush_plain(self, plain: ProducerClient) -> None:
         """See to it that what was sent without a wait is delivered, or fails aloud."""
-        flushing = False
         try:
             while True:
                 await self._unflushed.wait()
-                self._unflushed = trio.Event()
-                flushing = True
-                await plain.commit({}, None)
-                flushing = False
+                await self._deliver_plain(plain)
         except trio.Cancelled:
-            if flushing or self._unflushed.is_set():
-                with trio.CancelScope(shield=True):
-                    await plain.commit({}, None)  # bounded by the client's own timeout
+            if self._unflushed.is_set():
+                await self._deliver_plain(plain)
             raise
+
+    async def _deliver_plain(self, plain: ProducerClient) -> None:
+        self._unflushed = trio.Event()
+        with trio.CancelScope(shield=True):  # bounded by the client's own timeout
+            await plain.commit({}, None)
 
     # Effects
 

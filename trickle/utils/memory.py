@@ -44,7 +44,8 @@ async def give_back(period: float = PERIOD_S) -> None:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return
-    async with open_bridge("trickle-memory") as bridge:  # milliseconds, more in a large process
+    # It takes milliseconds, more in a large process. Nobody waits for that at the end.
+    async with open_bridge("trickle-memory", close_timeout=0) as bridge:
         while True:
             await trio.sleep(period)
             await bridge.call(trim, 0)

@@ -1,19 +1,25 @@
-"""What the client does not take when many records are handed over: without any broker."""
+"""What becomes of records that are handed over; most of it without any broker."""
 
 from __future__ import annotations
 
 from collections import deque
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
+from tests.transport.helpers import declared, produce
 from trickle.context import Effect
 from trickle.exceptions import BrokerUnavailable, CommitFailed, RecordRefused
+from trickle.transport import open_transport
 from trickle.transport.contract import ProducerOptions, TransportOptions
 from trickle.transport.kafka.config import read_config
 from trickle.transport.kafka.logs import ClientLog
 from trickle.transport.kafka.producer import PlainProducer, TransactionalProducer, open_producer
+
+if TYPE_CHECKING:
+    from tests.kafka_broker import KafkaBroker
 
 QUEUE = 10
 LIMIT = 1_000
@@ -39,6 +45,35 @@ async def test_a_client_that_delivers_nothing_twice_in_a_row_is_replaced() -> No
                     await client.commit({}, None)
                 assert client.ready
     assert [clients.index(one) for one in clients] == [0, 0, 2, 2]
+
+
+async def test_what_a_replaced_client_had_is_not_told_as_delivered() -> None:
+    """Of two that use one client the other one finds it dead, and has it replaced."""
+    config = read_config("kafka://127.0.0.1:1", TransportOptions(request_timeout=0.5))
+    with trio.fail_after(30):
+        async with open_producer(config, ProducerOptions(), ClientLog(config)) as client:
+            assert isinstance(client, PlainProducer)
+            first = client._client  # pyright: ignore[reportPrivateUsage]
+            async with client.delivery() as delivery:
+                while client._client is first:  # pyright: ignore[reportPrivateUsage]
+                    delivery.produce_all(deque(small(1)), 1)
+                    assert client.produce(*small(1)[0])
+                    with pytest.raises((CommitFailed, BrokerUnavailable)):
+                        await client.commit({}, None)
+                delivery.produce_all(deque(small(1)), 1)
+                with pytest.raises(CommitFailed, match="made anew"):
+                    await delivery.delivered()
+
+
+@pytest.mark.kafka
+async def test_a_commit_does_not_wait_for_linger_ms(kafka_broker: KafkaBroker) -> None:
+    lingering = TransportOptions(client={"linger.ms": 9_000})
+    async with open_transport(kafka_broker.url, lingering) as transport:
+        topic = await declared(transport, 1)
+        async with transport.producer(ProducerOptions()) as client:
+            with trio.fail_after(5):
+                await produce(client, topic, [b"1", b"2"])
+                await client.commit({}, None)
 
 
 def small(count: int) -> list[Effect]:

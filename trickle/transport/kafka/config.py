@@ -169,6 +169,11 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
         settings["message.timeout.ms"] = max(1_000, timeout_ms)
         return self._settings(settings)
 
+    def linger_ms(self, options: ProducerOptions) -> float:
+        """Return how long a producer waits for more records before it sends some."""
+        settings = self.producer(options)
+        return max(float(settings.get(name, 0)) for name in ("linger.ms", "queue.buffering.max.ms"))
+
     def _reading(self, group: str, buffer_bytes: int) -> Settings:
         return {
             "group.id": group,

@@ -78,13 +78,15 @@ class Fates:
     """What becomes of records that are committed together, as reports tell in the client's thread.
 
     Attributes:
+        client: that the first of them was handed to; None before.
         errors: of those that were not delivered; no message where the client refused to take one.
         ends: the position behind the last watched record of each partition.
     """
 
-    __slots__ = ("ends", "errors")
+    __slots__ = ("client", "ends", "errors")
 
     def __init__(self) -> None:
+        self.client: Producer | None = None
         self.errors: dict[KafkaError | None, Message | None] = {}
         self.ends: dict[TopicPartition, int] = {}
 
@@ -156,6 +158,7 @@ class KafkaProducer:
         self._content.note(topic)
         fates = self._fates
         if report is None:
+            fates.client = fates.client or self._client
             report = fates.watched if watch else self._report(fates)
         try:
             self._produce(
@@ -190,6 +193,7 @@ class KafkaProducer:
 
         By columns: ``map`` calls the client, so that no record costs a line of Python.
         """
+        fates.client = fates.client or self._client
         # The last one of them all is watched: it goes alone, behind the rest.
         last = watch and 0 < len(effects) <= limit
         portion = list(islice(effects, min(limit, len(effects)) - last))
@@ -241,7 +245,7 @@ class KafkaProducer:
         timeout = self._config.request_timeout
         with trio.move_on_after(timeout):
             await trio.lowlevel.checkpoint()
-            while len(client) * 2 > full:
+            while client is self._client and len(client) * 2 > full:
                 await self._reports(client)
             return
         raise unavailable(self._config.url, timeout, f"a full queue of {full} records", None)
@@ -259,13 +263,20 @@ class KafkaProducer:
         else:
             time.sleep(_PAUSE)  # before it is open, and while there is none
 
-    def _read_reports(self, client: Producer, timeout: float) -> None:
-        """Serve the client's callbacks; a fatal error of the client surfaces here."""
+    def _read_reports(self, client: Producer, timeout: float, flush: bool = False) -> None:
+        """Serve the client's callbacks; a fatal error of the client surfaces here.
+
+        Args:
+            client: whose.
+            timeout: seconds to wait for one.
+            flush: have it send meanwhile what it keeps because of its linger.ms.
+        """
         try:
-            client.poll(timeout)
+            (client.flush if flush else client.poll)(timeout)
         except KafkaException as raised:
             logger.debug("while reports were read: %r", raised)
-            self._fatal = True  # the reports of what it had taken tell whom it concerns
+            if client is self._client:
+                self._fatal = True  # the reports of what it had taken tell whom it concerns
 
     def _served(self) -> Producer | None:
         """Return the client whose reports the thread reads; for the thread alone."""

@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 4.0
 _PAUSE = 0.001
+_LINGER_SHORT_MS = 5
 _NOT_DELIVERED = frozenset(
     {
         KafkaError._MSG_TIMED_OUT,  # pyright: ignore[reportPrivateUsage]
@@ -158,6 +159,7 @@ class PlainProducer(KafkaProducer):
         super().__init__(config, options, log)
         self._sending = 0
         self._heard = False  # Trio's thread has read reports lately
+        self._lingers = config.linger_ms(options) > _LINGER_SHORT_MS
         self._silent = False  # what was to be delivered last was not, in all its time
 
     async def commit(
@@ -179,12 +181,18 @@ class PlainProducer(KafkaProducer):
             CommitFailed: some of it was not.
             BrokerUnavailable: no answer in time.
         """
-        client = self._check()
+        client = fates.client or self._check()
         timeout = self._config.request_timeout
         with trio.move_on_after(timeout):
             await trio.lowlevel.checkpoint()
-            while len(client) and not self._fatal:
+            while client is self._client and not self._fatal and len(client):
                 await self._reports(client)
+        if client is not self._check():
+            raise CommitFailed(
+                f"not all records were delivered to broker={self._config.url!r}, as far as is "
+                "known: the client that had them failed meanwhile, and was made anew"
+            )
+        self._hear(client)  # what came while others kept the loop
         left, fatal = len(client), self._fatal
         failures = fates.failures()
         errors = [error for error, _ in failures]
@@ -290,7 +298,10 @@ class PlainProducer(KafkaProducer):
 
     async def _reports(self, client: Producer) -> None:
         self._hear(client)
-        await trio.sleep(_PAUSE)
+        if self._lingers:
+            await self._call(self._read_reports, client, SERVE_PERIOD, True)
+        else:
+            await trio.sleep(_PAUSE)
 
     def idle(self) -> None:
         """Do one round of the thread; where a task waits for a report, wait for that."""
