@@ -3,8 +3,7 @@
 The steps, as they stand below in :meth:`Committer.commit`:
 
 1. Snapshot, without an await: each lane's settled positions, each dirty shard's settled changes.
-   An event in hand is no obstacle: its changes are seen through its undo information, its effects
-   are not published yet.
+   An event in hand is no obstacle: its changes and its effects are not there yet.
 2. The changelog records go into the open transaction, one for each changed key, beside the
    effects that are there already.
 3. Offsets and transaction are committed, in the driver's thread. Lanes keep on working; what they
@@ -106,6 +105,7 @@ class Committer(Service):
     ) -> None:
         super().__init__()
         self._producer = producer
+        producer.on_shaken = self.hurry
         self.fresh = producer.fresh
         self._consumer = consumer
         self._sensor = sensor
@@ -155,7 +155,7 @@ class Committer(Service):
         task_status.started()
         while True:
             self._signal = trio.Event()
-            waits = self.broken is not None or self.outstanding.doubt is not None
+            waits = self.broken is not None or self.outstanding.waits
             due_at = math.inf if waits else self._cadence.due_at()
             if due_at > trio.current_time():
                 self._waiting_until = due_at
@@ -340,7 +340,7 @@ class Committer(Service):
     async def _commit(self, releasing: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
         taken = self._snapshot(releasing)
-        if taken.empty:
+        if taken.empty and not self._producer.shaken:
             self._cadence.committed(started, started)
             if self._size.limit > 1 or self._holder is None or not self._holder.hand:
                 self._pass_on()  # else the holder's event is still to come

@@ -55,6 +55,11 @@ class Outstanding:
         return doubt is not None and bool(doubt.events or doubt.dirty or doubt.after)
 
     @property
+    def waits(self) -> bool:
+        """Whether no commit is to begin by itself."""
+        return self.held or self.doubt is not None
+
+    @property
     def owing(self) -> bool:
         """Whether something waits for a generation."""
         return self.held and (self.doubt is not None or bool(self.ticks))

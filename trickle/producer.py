@@ -20,6 +20,7 @@ from operator import itemgetter
 from typing import Any
 
 import trio
+from msgspec import structs
 
 from trickle.context import PORTION, Effect
 from trickle.exceptions import (
@@ -65,6 +66,8 @@ class Producer(Service):
         published_bytes: of keys and values, since the last commit's snapshot; of the newest few
             effects it does not know yet.
         refused: the record that the commit in hand will fail by.
+        shaken: the broker may have forgotten the last commit; the next one, be it empty, tells.
+        on_shaken: called then.
     """
 
     name = "Producer"
@@ -78,7 +81,7 @@ class Producer(Service):
     ) -> None:
         super().__init__()
         self._transport = transport
-        self._options = options
+        self._options = structs.replace(options, doubt=self._doubt)
         self._topics = topics
         self._effects: ProducerClient | None = None
         self._plain: ProducerClient | None = None
@@ -94,6 +97,8 @@ class Producer(Service):
         self.published_bytes = 0
         self._unflushed = trio.Event()
         self.refused: RecordRefused | None = None
+        self.shaken = False
+        self.on_shaken: Callable[[], None] | None = None
         self._sensor = sensor
         self._produced: Counter[str] = Counter()
         self._committing: Counter[str] = Counter()
@@ -121,6 +126,11 @@ class Producer(Service):
         finally:
             self._effects = None
             self._replaced.set()
+
+    def _doubt(self) -> None:
+        self.shaken = True
+        if self.on_shaken is not None:
+            self.on_shaken()
 
     async def renew(self) -> None:
         """Replace the client for effects, after another one took over its transactional id.
@@ -231,6 +241,7 @@ class Producer(Service):
     def hold(self) -> None:
         """From now on, which is a commit's snapshot, effects belong to the next transaction."""
         self._holding = True
+        self.shaken = False
         self.published_bytes = 0
         self._committing, self._produced = self._produced, Counter()
 

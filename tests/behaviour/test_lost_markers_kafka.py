@@ -102,6 +102,62 @@ async def test_what_is_acknowledged_and_forgotten_counts_once(
     proxy.close()
 
 
+class Committed(trickle.BaseSensor):
+    """Counts the events of all commits that were acknowledged."""
+
+    def __init__(self) -> None:
+        self.events = 0
+
+    def committed(self, seconds: float, events: int, partitions: int) -> None:
+        del seconds, partitions
+        self.events += events
+
+
+async def test_what_an_idle_app_sent_last_becomes_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes behind the event whose commit is forgotten, so nothing is due."""
+    proxy, sensor = Proxy(), Committed()
+    armed = False
+
+    def hold_markers(name: str) -> None:
+        if armed and name == "commit-offsets-sent":
+            time.sleep(0.6)  # in the producer's thread: its records are delivered meanwhile
+            proxy.hold()
+
+    monkeypatch.setattr(transaction, "fail_point", hold_markers)
+    app = trickle.App("app", sensors=[sensor])
+    source = app.topic("source", key=str, value=int, partitions=1)
+    out = app.topic("out", key=str, value=int, partitions=1)
+
+    @app.agent(source)
+    async def forward(stream: trickle.Stream[int, str]) -> None:
+        async for value in stream:
+            out.send_nowait(value, key="k")
+
+    del forward
+    with KafkaBroker({"inter.broker.listener.name": "PROXIED"}, behind=proxy.port) as broker:
+        proxy.target = broker.inner_port
+        producer = Producer({"bootstrap.servers": broker.address})
+        resolved = app.resolve(
+            broker=broker.url, web=False, store="memory://", broker_timeout=8, session_timeout=6
+        )
+        run = open_run(app.definitions(), resolved, surroundings=Surroundings(name="worker"))
+        with trio.fail_after(LIMIT):
+            async with run:
+                for value in (1, 2):
+                    armed = value == 2
+                    producer.produce("source", b"%d" % value, b"k", 0)
+                    assert await trio.to_thread.run_sync(producer.flush, 10) == 0
+                    while sensor.events < value:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                armed = False
+                await trio.to_thread.run_sync(broker.kill)
+                proxy.cut()
+                proxy.heal()
+                await trio.to_thread.run_sync(broker.start)
+                assert await trio.to_thread.run_sync(read_out, broker, 2) == [1, 2]
+    proxy.close()
+
+
 def read_out(broker: KafkaBroker, count: int) -> list[int]:
     """Return what readers of committed records see, once they see so many."""
     reader = Consumer(

@@ -1,8 +1,7 @@
 """What every transport is: the seam between trickle and a broker.
 
-Three drivers keep this contract, chosen by the broker URL: ``kafka://`` (:mod:`.kafka`),
-``lmdb://`` (:mod:`.embedded`) and ``memory://`` (:mod:`.memory`). One suite,
-``tests/transport/test_contract.py``, runs against all of them and a real Apache Kafka.
+Three drivers keep it, by the broker's URL: ``kafka://`` (:mod:`.kafka`), ``lmdb://``
+(:mod:`.embedded`), ``memory://`` (:mod:`.memory`). ``tests/transport`` runs against all.
 
 The rules, beyond the signatures:
 
@@ -19,7 +18,7 @@ The rules, beyond the signatures:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -233,11 +232,13 @@ class ProducerOptions(msgspec.Struct, frozen=True, kw_only=True):
         transactional_id: with one, records and offsets become visible by :meth:`commit` alone;
             without, the producer is idempotent and each record is sent on its own.
         group: the consumer group whose offsets are committed.
+        doubt: called in Trio's thread where the broker may have forgotten the last commit.
     """
 
     group: str | None = None
     transactional_id: str | None = None
     transaction_timeout: float = 10.0
+    doubt: Callable[[], None] | None = None
 
 
 class Delivery(Protocol):

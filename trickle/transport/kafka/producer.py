@@ -58,7 +58,7 @@ class TransactionalProducer(KafkaProducer):
 
     def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
         super().__init__(config, options, log)
-        self._transactions = Transactions(config, options, log)
+        self._transactions = Transactions(config, options, log, self._doubt)
         self._ends_begun = 0
 
     async def commit(
@@ -132,6 +132,11 @@ class TransactionalProducer(KafkaProducer):
         if ready and not self._forked:
             self._client = self._transactions.client
             self._produce = self._transactions.client.produce
+
+    def _doubt(self) -> None:
+        """Say, in the thread, that the broker may have forgotten the last commit."""
+        if self._options.doubt is not None:
+            self._bridge.to_trio(self._options.doubt)
 
     def _report(self, fates: Fates) -> Report | None:
         return None

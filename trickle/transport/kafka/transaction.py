@@ -148,7 +148,13 @@ class Transactions:
         broken: the last try to make a new producer failed, so there is none to produce to.
     """
 
-    def __init__(self, config: KafkaConfig, options: ProducerOptions, log: ClientLog) -> None:
+    def __init__(
+        self,
+        config: KafkaConfig,
+        options: ProducerOptions,
+        log: ClientLog,
+        doubt: Callable[[], None],
+    ) -> None:
         self.client: Producer
         self._caller: Caller
         self._opening: Caller | None = None
@@ -161,6 +167,7 @@ class Transactions:
         self._config = config
         self._options = options
         self._log = log
+        self._doubt = doubt
         self._id = options.transactional_id or ""
 
     def open(self, share: float = 1.0) -> None:
@@ -241,7 +248,7 @@ class Transactions:
             KafkaException: the client has failed for good meanwhile.
         """
         self.client.poll(0)
-        if self._outage_at - self._began_to_end < _MARKED:
+        if self._shaken:
             self._replace()
             raise CommitFailed(
                 f"no broker was there for a moment since the last commit of {self._id!r}, which "
@@ -251,7 +258,14 @@ class Transactions:
     def _notice(self, error: KafkaError) -> None:
         if error.code() == _ALL_BROKERS_DOWN:
             self._outage_at = min(self._outage_at, time.monotonic())
+            if self._shaken and not self.broken:
+                self._doubt()
         self._log.error(error)
+
+    @property
+    def _shaken(self) -> bool:
+        """Whether no broker was there for a moment after the last commit."""
+        return self._outage_at - self._began_to_end < _MARKED
 
     def may_mark(self, mark: Mark) -> bool:
         """Tell whether transactions may be marked, by one that is dropped."""
