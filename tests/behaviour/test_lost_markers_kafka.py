@@ -57,18 +57,26 @@ class Worker:
             await trio.sleep(0.05)
 
 
+class Markers:
+    """Holds back what a coordinator tells its own broker of a commit, once it is armed."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self.armed = False
+
+    def hold(self, name: str) -> None:
+        """Stand in for a fail point, in the producer's thread."""
+        if self.armed and name == "commit-offsets-sent":
+            time.sleep(0.6)  # its records are delivered meanwhile
+            self._proxy.hold()
+
+
 async def test_what_is_acknowledged_and_forgotten_counts_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     disk, proxy = MemoryDisk(), Proxy()
-    armed = False
-
-    def hold_markers(name: str) -> None:
-        if armed and name == "commit-offsets-sent":
-            time.sleep(0.6)  # in the producer's thread: its records are delivered meanwhile
-            proxy.hold()
-
-    monkeypatch.setattr(transaction, "fail_point", hold_markers)
+    markers = Markers(proxy)
+    monkeypatch.setattr(transaction, "fail_point", markers.hold)
     with KafkaBroker({"inter.broker.listener.name": "PROXIED"}, behind=proxy.port) as broker:
         proxy.target = broker.inner_port
         producer = Producer({"bootstrap.servers": broker.address})
@@ -82,12 +90,12 @@ async def test_what_is_acknowledged_and_forgotten_counts_once(
             async with worker.open() as live:
                 await send()
                 await worker.until(live, 1)
-                armed = True
+                markers.armed = True
                 await send()
                 await worker.until(live, 2)
                 assert live.tables is not None
                 await live.tables.flush()
-                armed = False
+                markers.armed = False
                 await trio.to_thread.run_sync(broker.kill)
                 raise RuntimeError("the worker dies as well")
         proxy.cut()
@@ -116,14 +124,8 @@ class Committed(trickle.BaseSensor):
 async def test_what_an_idle_app_sent_last_becomes_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing comes behind the event whose commit is forgotten, so nothing is due."""
     proxy, sensor = Proxy(), Committed()
-    armed = False
-
-    def hold_markers(name: str) -> None:
-        if armed and name == "commit-offsets-sent":
-            time.sleep(0.6)  # in the producer's thread: its records are delivered meanwhile
-            proxy.hold()
-
-    monkeypatch.setattr(transaction, "fail_point", hold_markers)
+    markers = Markers(proxy)
+    monkeypatch.setattr(transaction, "fail_point", markers.hold)
     app = trickle.App("app", sensors=[sensor])
     source = app.topic("source", key=str, value=int, partitions=1)
     out = app.topic("out", key=str, value=int, partitions=1)
@@ -144,12 +146,12 @@ async def test_what_an_idle_app_sent_last_becomes_visible(monkeypatch: pytest.Mo
         with trio.fail_after(LIMIT):
             async with run:
                 for value in (1, 2):
-                    armed = value == 2
+                    markers.armed = value == 2
                     producer.produce("source", b"%d" % value, b"k", 0)
                     assert await trio.to_thread.run_sync(producer.flush, 10) == 0
                     while sensor.events < value:  # noqa: ASYNC110
                         await trio.sleep(0.01)
-                armed = False
+                markers.armed = False
                 await trio.to_thread.run_sync(broker.kill)
                 proxy.cut()
                 proxy.heal()

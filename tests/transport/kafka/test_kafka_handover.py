@@ -11,7 +11,7 @@ import trio
 
 from tests.transport.helpers import declared, produce
 from trickle.context import Effect
-from trickle.exceptions import BrokerUnavailable, CommitFailed, RecordRefused
+from trickle.exceptions import BrokerUnavailable, CommitFailed, ConfigurationError, RecordRefused
 from trickle.transport import open_transport
 from trickle.transport.contract import ProducerOptions, TransportOptions
 from trickle.transport.kafka.config import read_config
@@ -63,6 +63,13 @@ async def test_what_a_replaced_client_had_is_not_told_as_delivered() -> None:
                 delivery.produce_all(deque(small(1)), 1)
                 with pytest.raises(CommitFailed, match="made anew"):
                     await delivery.delivered()
+
+
+async def test_a_linger_ms_that_is_no_number_is_told() -> None:
+    config = read_config("kafka://127.0.0.1:1", TransportOptions(client={"linger.ms": "soon"}))
+    with pytest.raises(ConfigurationError, match="refuses an option"):
+        async with open_producer(config, ProducerOptions(), ClientLog(config)):
+            pass
 
 
 @pytest.mark.kafka

@@ -170,7 +170,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self._settings(settings)
 
     def linger_ms(self, options: ProducerOptions) -> float:
-        """Return how long a producer waits for more records before it sends some."""
+        """Return how long a producer, which the client has made so, waits for more records."""
         settings = self.producer(options)
         return max(float(settings.get(name, 0)) for name in ("linger.ms", "queue.buffering.max.ms"))
 

@@ -164,7 +164,7 @@ class PlainProducer(KafkaProducer):
         super().__init__(config, options, log)
         self._sending = 0
         self._heard = False  # Trio's thread has read reports lately
-        self._lingers = config.linger_ms(options) > _LINGER_SHORT_MS
+        self._lingers = False  # so long that nothing is to wait for it
         self._silent = False  # what was to be delivered last was not, in all its time
 
     async def commit(
@@ -344,6 +344,7 @@ class PlainProducer(KafkaProducer):
 
     def _make(self) -> None:
         self._client = make_producer(self._config, self._options, self._log)
+        self._lingers = self._config.linger_ms(self._options) > _LINGER_SHORT_MS
         self._produce = self._client.produce
 
     async def open(self, bridge: Bridge) -> None:
