@@ -15,6 +15,8 @@ import math
 
 __all__ = ["Cadence", "Size"]
 
+PAUSE_S = 0.1  # before the generation after the second failure in a row; twice as long each time
+PAUSE_S_MAX = 5.0
 NARROWER = 8  # by how much the next commits shrink after one with a refused record
 
 
@@ -30,10 +32,12 @@ class Cadence:
         hurried: the commit is due now, whatever the intervals say.
         wanted: lanes wait for it.
         idle: there is nothing else to do.
+        failures: commits that failed in a row.
     """
 
     __slots__ = (
-        "_ended", "_interval", "_interval_min", "_took", "hurried", "idle", "since", "wanted",
+        "_ended", "_interval", "_interval_min", "_took", "failures", "hurried", "idle", "since",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, interval: float, interval_min: float) -> None:
@@ -43,6 +47,7 @@ class Cadence:
         self.hurried = False
         self.wanted = False
         self.idle = False
+        self.failures = 0
         self._ended = -math.inf
         self._took = 0.0
 
@@ -56,6 +61,11 @@ class Cadence:
         if self.idle:
             return min(regular, self._ended + max(self._interval_min, 2 * self._took))
         return regular
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait after the last failure: none at first, longer at each."""
+        return min(PAUSE_S * 2 ** (self.failures - 2), PAUSE_S_MAX) if self.failures > 1 else 0
 
     def begin(self, now: float) -> None:
         """Something may have settled, or will soon."""

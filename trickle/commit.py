@@ -20,7 +20,8 @@ rests on what did not happen.
 
 When the broker refused a record, the events run again in ever smaller commits (*narrow*), down to
 one event, held by one lane at a time; then it is known whose record it was, and the event is
-*condemned*: it gets its agent's policy instead of its agent.
+*condemned*: it gets its agent's policy instead of its agent. A changelog or a repartition topic
+that takes no record at all is no event's fault: that ends the Run.
 """
 
 from __future__ import annotations
@@ -55,8 +56,6 @@ __all__ = ["ATTEMPTS_AT_LAST", "Committer"]
 logger = logging.getLogger("trickle.commit")
 
 PRESSURE_CHUNKS = 16  # how often the caches are asked whether they must be relieved
-PAUSE_S = 0.1  # before the generation after the second failure in a row; twice as long each time
-PAUSE_S_MAX = 5.0
 ATTEMPTS_AT_LAST = 3  # of the commit at the end of a Run
 
 
@@ -133,7 +132,6 @@ class Committer(Service):
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
-        self._failures = 0  # in a row
         self._size = Size(events_max, CHUNK_MAX)
         self.crowded = events_max == 1
         self._holder: Lane | None = None
@@ -370,7 +368,7 @@ class Committer(Service):
         ended = trio.current_time()
         self._cadence.committed(started, ended)
         self.count += 1
-        self._failures = 0
+        self._cadence.failures = 0
         if taken.events and self._size.widen():  # ticks alone prove nothing of events behind them
             self.crowded = False
         self._pass_on()
@@ -435,11 +433,12 @@ class Committer(Service):
             self._ticks = taken.ticks + self._ticks
         self.broken = failure
         self._sensor.commit_failed(trio.current_time() - started, failure)
-        if failure.refused is None:  # else the next commit is another one
-            self._failures += 1
-        else:
-            if taken.ticks and not (taken.events or taken.dirty):
-                raise failure.refused  # nobody's but a tick's: that fails the Run
+        if failure.refused is None:
+            self._cadence.failures += 1
+        else:  # the next commit is another one
+            owned = self._consumer.owned if self._consumer is not None else ()
+            if (fault := taken.blameless(failure.refused, owned)) is not None:
+                raise fault
             self._narrow(failure.refused, taken.events, taken.holder)
 
     # Failures
@@ -451,7 +450,7 @@ class Committer(Service):
     @property
     def pause(self) -> float:
         """Seconds to wait before the next generation: none at first, longer at each failure."""
-        return min(PAUSE_S * 2 ** (self._failures - 2), PAUSE_S_MAX) if self._failures > 1 else 0
+        return self._cadence.pause
 
     def resume(self) -> None:
         """A new generation is about to open: nothing that settled before it counts any more."""

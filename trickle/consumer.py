@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
 from msgspec import structs
 
+from trickle.drift import check_topics
 from trickle.exceptions import (
     BrokerUnavailable,
     CommitFailed,
     OffsetOutOfRange,
-    TopicError,
     TransportError,
 )
 from trickle.forgotten import Forgotten
@@ -37,7 +37,6 @@ from trickle.transport.contract import (
     Transport,
     Watermarks,
 )
-from trickle.transport.looks import find_topics
 from trickle.types import TopicPartition
 
 __all__ = ["Consumer", "LateListener"]
@@ -65,6 +64,7 @@ class Consumer(Service):
         topics: what is consumed, as it was at the start.
         program: what this program is among those of its app's id.
         owned: topics of trickle's own, whose records nobody needs once they are committed.
+        changelogs: of the app's tables.
         forgotten: ends transactions whose end the broker has lost.
     """
 
@@ -84,6 +84,7 @@ class Consumer(Service):
         forgotten: Forgotten,
         program: str = "",
         owned: frozenset[str] = frozenset(),
+        changelogs: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -96,7 +97,8 @@ class Consumer(Service):
         self._topics = topics
         self._forgotten = forgotten
         self._program = program
-        self._owned = owned
+        self.owned = owned
+        self._changelogs = changelogs
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
@@ -140,7 +142,9 @@ class Consumer(Service):
                     self._away = True  # this process stood still
                 try:
                     await self._look_at_group(namesakes)
-                    await self._check_topics()
+                    await check_topics(
+                        self._transport.admin, self._topics, self._options.topics, self._changelogs
+                    )
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:
@@ -184,31 +188,6 @@ class Consumer(Service):
                 "that is started again can take its place"
             )
 
-    async def _check_topics(self) -> None:
-        """Compare the topics with what they were when the lanes' layout was made.
-
-        Raises:
-            TopicError: one is gone, was made anew, or has grown.
-        """
-        found = await find_topics(self._transport.admin, self._options.topics)
-        for name in self._options.topics:
-            before, now = self._topics[name], found.get(name)
-            if now is None:
-                raise TopicError(
-                    f"topic {name!r} was deleted while it was read: nothing of the app's state "
-                    "was; create the topic again, or take it out of the app"
-                )
-            if now.topic_id != before.topic_id:
-                raise TopicError(
-                    f"topic {name!r} was deleted and created again while it was read: its offsets "
-                    "mean other records now; out_of_range= says where to begin in the new one"
-                )
-            if now.partitions != before.partitions:
-                raise TopicError(
-                    f"topic {name!r} has grown from {before.partitions} to {now.partitions} "
-                    "partitions: start the workers again, so that none of them is left out"
-                )
-
     async def _measure_lag(self) -> None:
         """Compare the committed positions with the ends of their partitions."""
         committed = self.positions()
@@ -229,7 +208,7 @@ class Consumer(Service):
         owned = [
             partition
             for partition, position in self.positions().items()
-            if partition.topic in self._owned and position.offset > self._purged.get(partition, 0)
+            if partition.topic in self.owned and position.offset > self._purged.get(partition, 0)
         ]
         if not owned:
             return
@@ -300,6 +279,7 @@ class Consumer(Service):
             committed = await admin.committed(group, partitions, stable=True)
         marks = await admin.watermarks(partitions)
         begun: list[TopicPartition] = []
+        added = await self._added(at for at in partitions if committed.get(at) is None)
         for partition in partitions:
             found = committed.get(partition)
             low, high = marks[partition]
@@ -307,7 +287,7 @@ class Consumer(Service):
             positions = read_positions(found) if found is not None else None
             if positions is None:
                 positions = Positions(low)
-                if self._first_position == "latest":
+                if self._first_position == "latest" and partition not in added:
                     begun.append(partition)
                     positions = Positions(high)
             elif positions.topic_id not in {"", topic_id}:
@@ -326,10 +306,41 @@ class Consumer(Service):
                     Watermarks(low, high),
                 )
             self._committed[partition] = structs.replace(
-                positions, topic_id=topic_id, program=self._program
+                positions,
+                topic_id=topic_id,
+                program=self._program,
+                partitions=positions.partitions or self._topics[partition.topic].partitions,
             )
         await self._keep(begun)
         return {partition: self._committed[partition] for partition in partitions}
+
+    async def _added(self, unknown: Iterable[TopicPartition]) -> Collection[TopicPartition]:
+        """Return which partitions without an offset the topics have grown by.
+
+        What they hold came after the group had begun: their end is not where it begins with them.
+        """
+        asked = list(unknown) if self._first_position == "latest" else []
+        if not asked:
+            return ()
+        every = [
+            TopicPartition(name, number)
+            for name in sorted({at.topic for at in asked})
+            for number in range(self._topics[name].partitions)
+        ]
+        committed = await self._transport.admin.committed(self._options.group, every, stable=False)
+        counts: dict[str, int] = {}
+        for at, offset in committed.items():
+            found = read_positions(offset) if offset is not None else None
+            if found is not None and found.topic_id == self._topics[at.topic].topic_id:
+                before = found.partitions or self._topics[at.topic].partitions
+                counts[at.topic] = min(before, counts.get(at.topic, before))
+        added = {at for at in asked if at.partition >= counts.get(at.topic, math.inf)}
+        for at in sorted(added):
+            logger.info(
+                "topic %r has grown: its partition %d is read from its first record on, whatever "
+                "first_position= says", at.topic, at.partition,
+            )  # fmt: skip
+        return added
 
     async def _keep(self, begun: Sequence[TopicPartition]) -> None:
         """Commit where partitions begin, before anything of them is taken.

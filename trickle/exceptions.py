@@ -127,6 +127,10 @@ class RecordRefused(TransportError):
         self.partition = partition
 
 
+class TopicRefused(RecordRefused):
+    """No record of the topic can be stored, whatever is in it: no topic, or no right to write."""
+
+
 class OffsetOutOfRange(TransportError):
     """The position lies before or behind what the topic holds."""
 

@@ -6,14 +6,15 @@ after a restart. It also names the committer's transactional id, until a clean r
 the partition as released: whoever is assigned an unreleased partition fences that id first.
 
 It names the topic's identity as well, for a topic that was deleted and created again has other
-records at the same offsets.
+records at the same offsets; and how many partitions it had when this one was begun, for one that
+the topic has grown by since must not be begun at its end.
 
-The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "a":
-{agent: position}, "l": {agent: ranges}}``, with only those agents in it whose position
-lies above the committed offset. An agent that is not named is at the committed offset; so is a new
-one. One that this program does not know is carried on while its position lies above the offset, and
-holds nothing back. The ranges are those that an agent with concurrency has settled beyond its
-position, as :mod:`trickle.ledger` writes them.
+The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "n":
+partitions, "a": {agent: position}, "l": {agent: ranges}}``, with only those agents in it whose
+position lies above the committed offset. An agent that is not named is at the committed offset; so
+is a new one. One that this program does not know is carried on while its position lies above the
+offset, and holds nothing back. The ranges are those that an agent with concurrency has settled
+beyond its position, as :mod:`trickle.ledger` writes them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     r: int = 0
     t: str = ""
     p: str = ""
+    n: int = 0
     a: dict[str, int] = {}
     l: dict[str, str] = {}  # noqa: E741 - each byte counts
 
@@ -58,6 +60,7 @@ class Positions(msgspec.Struct, frozen=True):
         released: the partition was given back cleanly.
         topic_id: the identity of the topic that the offsets mean; empty where it is not known.
         program: what committed them, see :mod:`trickle.namesakes`.
+        partitions: how many the topic had when this one was begun; 0 where it is not known.
         beyond: what agents have settled beyond their positions.
     """
 
@@ -68,6 +71,7 @@ class Positions(msgspec.Struct, frozen=True):
     topic_id: str = ""
     program: str = ""
     beyond: Mapping[str, Ranges] = {}
+    partitions: int = 0
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
@@ -101,7 +105,10 @@ class Positions(msgspec.Struct, frozen=True):
             if ledger.ranges:
                 ranges[name] = ledger.ranges
         agents = {name: position for name, position in agents.items() if position > lowest}
-        return Positions(lowest, agents, committer, released, self.topic_id, self.program, ranges)
+        return Positions(
+            lowest, agents, committer, released, self.topic_id, self.program, ranges,
+            self.partitions,
+        )  # fmt: skip
 
     def room(self, agents: Iterable[str], sharing: Collection[str], committer: str) -> int:
         """Return how many characters one agent's ranges may have in the metadata.
@@ -115,15 +122,18 @@ class Positions(msgspec.Struct, frozen=True):
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in carried.items()}
         texts.update(dict.fromkeys(sharing, ""))
         ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
-        full = Positions(0, ends, committer, True, self.topic_id, self.program)
+        full = Positions(
+            0, ends, committer, True, self.topic_id, self.program, partitions=self.partitions
+        )
         return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
 
     def _wire(self, texts: dict[str, str]) -> _Wire:
         """Return the metadata as it is to be encoded."""
         released = int(self.released)
         return _Wire(
-            self.committer, released, self.topic_id, self.program, dict(self.agents), texts
-        )
+            self.committer, released, self.topic_id, self.program, self.partitions,
+            dict(self.agents), texts,
+        )  # fmt: skip
 
     def write(self) -> CommittedOffset:
         """Return what is committed.
@@ -154,7 +164,7 @@ def check_names(agents: Iterable[str], committer: str) -> None:
         DefinitionError: they are too many, with too long names.
     """
     ends = dict.fromkeys(agents, _OFFSET_MAX)
-    Positions(0, ends, committer, True, "t" * 32, "p" * 8).write()
+    Positions(0, ends, committer, True, "t" * 32, "p" * 8, partitions=999_999).write()
 
 
 def read_positions(committed: CommittedOffset) -> Positions:
@@ -168,4 +178,4 @@ def read_positions(committed: CommittedOffset) -> Positions:
         }
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
-    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond)
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n)

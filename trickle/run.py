@@ -56,7 +56,7 @@ from trickle.streams import Pace
 from trickle.tables import HOLDER, CacheLimits, Holder, Standbys, TableManager, Views
 from trickle.tasks import SupervisedService, TaskService
 from trickle.ticks import TimerService
-from trickle.topology import Topology, check_positions, prepare
+from trickle.topology import Topology, check_positions, owned_topics, prepare
 from trickle.transport import open_transport
 from trickle.transport.contract import (
     ConsumerOptions,
@@ -385,12 +385,8 @@ class Run(Service):
             topics=topology.topics,
             forgotten=self._forgotten,
             program=program_of({a.name: [t.name for t in a.topics] for a in agents}),
-            owned=frozenset(
-                repartition.target.name
-                for agent in agents
-                for repartition in agent.source.repartitions
-                if repartition.owned
-            ),
+            owned=owned_topics(agents),
+            changelogs=topology.changelogs,
         )
         self.tables.unblock = self._forgotten.end_all
         self.committer = self._make_committer(transport, self.producer, consumer)

@@ -22,7 +22,7 @@ from trickle.topics import Topic
 from trickle.transport.contract import Admin, TopicInfo, TopicSpec
 from trickle.transport.looks import find_topics
 
-__all__ = ["Topology", "check_positions", "prepare"]
+__all__ = ["Topology", "check_positions", "owned_topics", "prepare"]
 
 logger = logging.getLogger("trickle.topology")
 
@@ -39,6 +39,11 @@ class Topology(msgspec.Struct, frozen=True):
     topics: Mapping[str, TopicInfo]
     counts: Mapping[str, int]
     tables: Mapping[int, Sequence[Table[Any, Any]]]
+
+    @property
+    def changelogs(self) -> frozenset[str]:
+        """The changelogs' topics."""
+        return frozenset(table.changelog for group in self.tables.values() for table in group)
 
 
 async def prepare(
@@ -79,6 +84,8 @@ async def prepare(
             _check_counts(agent, planned)
         _shard(tables, agents, planned)
     await declarer.declare(specs)
+    for spec in specs:
+        _check_declared(spec, declarer.infos[spec.name])
     await _declare_repartitions(declarer, agents)
     counts = {
         topic.name: declarer.infos[topic.name].partitions
@@ -109,6 +116,16 @@ def check_positions(agents: Iterable[Agent[Any, Any]], committer: str) -> None:
             readers[topic.name].append(agent.name)
     for names in readers.values():
         check_names(names, committer)
+
+
+def owned_topics(agents: Iterable[Agent[Any, Any]]) -> frozenset[str]:
+    """Return the repartition topics that trickle made, and empties."""
+    return frozenset(
+        repartition.target.name
+        for agent in agents
+        for repartition in agent.source.repartitions
+        if repartition.owned
+    )
 
 
 class _Declarer:
@@ -170,11 +187,14 @@ class _Declarer:
                 raise TopicError(
                     f"topic {spec.name!r} was declared, and does not exist all the same"
                 )
-            if spec.partitions is not None and spec.partitions != info.partitions:
-                raise TopicError(
-                    f"topic {spec.name!r} has {info.partitions} partitions on the broker, and "
-                    f"partitions={spec.partitions} in the app: change the app's, or the topic"
-                )
+
+
+def _check_declared(spec: TopicSpec, info: TopicInfo) -> None:
+    if spec.partitions is not None and spec.partitions != info.partitions:
+        raise TopicError(
+            f"topic {spec.name!r} has {info.partitions} partitions on the broker, and "
+            f"partitions={spec.partitions} in the app: change the app's, or the topic"
+        )
 
 
 async def _declare_repartitions(declarer: _Declarer, agents: Sequence[Agent[Any, Any]]) -> None:
@@ -239,6 +259,12 @@ def _check_changelog(table: Table[Any, Any], info: TopicInfo, count: int) -> Non
             "have grown; use a new table name and load it from the source, or go back to "
             f"{info.partitions} partitions"
         )
+    if info.compacting is False:
+        logger.warning(
+            "table %r: its changelog %r is not compacted (cleanup.policy), so that the broker "
+            "deletes what the table holds once it is old; set cleanup.policy=compact",
+            table.name, info.name,
+        )  # fmt: skip
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -138,8 +138,23 @@ BUGS = {
             *("--faults", "endtxn", "--fates", "late"),
         ],
     ),
+    "restore-reads-uncommitted": Bug(
+        "tables/recovery.py",
+        [
+            (
+                """            async with self._transport.reader(starts) as reader:
+""",
+                """            async with self._transport.reader(starts, committed_only=False) as reader:
+""",
+            )
+        ],
+        [
+            *("--seed", "7", "--seconds", "40", "--every", "5"),
+            *("--faults", "failpoint,wipe", "--points", "commit-offsets-sent"),
+        ],
+    ),
 }
-"""The six, by name."""
+"""By name: six that the checker was built against, and one that a peer's was blind to."""
 
 
 def plant(bug: Bug, tree: Path) -> None:

@@ -213,6 +213,20 @@ async def test_an_emptied_changelog_leaves_what_is_complete(autojump_clock: Mock
         assert committed((await manager.open(1, 0, TABLES))[counts]) == {"a": 1, "b": 2}
 
 
+async def test_what_no_store_and_no_changelog_has_is_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    await world.declare()
+    await world.produce(counts, (b"a", b"1"), (b"b", b"2"))
+    await world.transport.admin.delete_records({COUNTS_0: 1})
+    for told in (1, 0):  # from then on it is stored
+        caplog.clear()
+        async with world.manager() as manager:
+            assert committed((await manager.open(1, 0, TABLES))[counts]) == {"b": 2}
+        assert caplog.text.count("the changelog begins at 1: what was deleted before") == told
+
+
 async def test_trimmed_while_it_is_read_it_starts_again(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

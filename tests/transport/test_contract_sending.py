@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 
 import pytest
 import trio
@@ -59,6 +60,20 @@ async def test_a_watched_record_that_is_refused_early_is_named_by_the_commit(
                 await producer.commit({}, None)
             assert caught.value.refused is not None
             assert caught.value.refused.topic == topic
+
+
+async def test_a_plain_producer_goes_on_behind_an_abort(transport: Transport) -> None:
+    topic = await declared(transport)
+    with trio.fail_after(LIMIT):
+        async with transport.producer(ProducerOptions()) as producer:
+            await produce(producer, topic, [b"perhaps"])
+            with suppress(RecordRefused):  # at once, where no answer is needed to know
+                await produce(producer, unique("none"), [b"never"])
+            await producer.abort()
+            await produce(producer, topic, [b"surely"])
+            await producer.commit({}, None)
+        values = [record.value for record in (await read_all(transport, topic))[0]]
+    assert values in ([b"perhaps", b"surely"], [b"surely"])
 
 
 async def test_each_caller_hears_of_his_own_records_alone(transport: Transport) -> None:

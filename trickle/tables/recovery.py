@@ -348,6 +348,12 @@ class _Attempt:
             self._plans[at] = plan
             if plan.proof:
                 self._unproven.add(at)
+            if position is None and plan.start:
+                logger.warning(
+                    "table %r, partition %d: nothing is stored here, and the changelog begins at "
+                    "%d: what was deleted before is in the table no more", name, self._partition,
+                    plan.start,
+                )  # fmt: skip
             if plan.rebuild is not None:
                 self._clear.add(at)
                 logger.warning(

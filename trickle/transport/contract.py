@@ -81,18 +81,18 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic as it is.
+    """A topic as it is, in a spec's words; what the driver cannot tell is None.
 
     Attributes:
         topic_id: changes when a topic of the same name is created again.
-        record_bytes_max: the largest record that the topic takes (``max.message.bytes``),
-            None where it is not known.
+        record_bytes_max: the largest record that the topic takes (``max.message.bytes``).
     """
 
     name: str
     topic_id: str
     partitions: int
     record_bytes_max: int | None = None
+    compacting: bool | None = None
 
 
 class Watermarks(NamedTuple):
@@ -353,7 +353,7 @@ class ProducerClient(Protocol):
         ...
 
     async def abort(self) -> None:
-        """Drop what was produced since the last commit, and open a new transaction."""
+        """Drop what was produced since the last commit, or is not delivered; then go on."""
         ...
 
     def delivery(self) -> AbstractAsyncContextManager[Delivery]:

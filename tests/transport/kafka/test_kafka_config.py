@@ -11,9 +11,10 @@ from trickle.exceptions import BrokerUnavailable, ConfigurationError, RecordRefu
 from trickle.transport.contract import ConsumerOptions, ProducerOptions, TopicSpec, TransportOptions
 from trickle.transport.kafka.admin import topic_config
 from trickle.transport.kafka.again import HELD_BACK
+from trickle.transport.kafka.blame import refused_by
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import read_config
-from trickle.transport.kafka.errors import failed, refused_by
+from trickle.transport.kafka.errors import failed
 from trickle.transport.kafka.logs import ClientLog
 from trickle.transport.kafka.transaction import make_producer
 

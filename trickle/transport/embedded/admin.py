@@ -61,6 +61,7 @@ class LogAdmin:
                 topic_id=topic.topic_id,
                 partitions=topic.partitions,
                 record_bytes_max=topic.record_bytes_max,
+                compacting=topic.compacting,
             )
             for topic in found
         }

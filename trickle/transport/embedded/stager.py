@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from trickle.exceptions import RecordRefused, TopicError
+from trickle.exceptions import RecordRefused, TopicError, TopicRefused
 from trickle.transport.embedded import log
 from trickle.transport.embedded.environment import WriteTxn
 from trickle.transport.embedded.format import Topic
@@ -40,7 +40,7 @@ class Stager:
         try:
             target = _Target(self._hub.topic(name))
         except TopicError as error:
-            raise RecordRefused(str(error), topic=name) from error
+            raise TopicRefused(str(error), topic=name) from error
         self._targets[name] = target
         return target
 
@@ -134,14 +134,14 @@ def write_lane(txn: WriteTxn, lane: Lane) -> int:
     """Append a lane; return the offset of its first record.
 
     Raises:
-        RecordRefused: the topic is gone, or another one has its name.
+        TopicRefused: the topic is gone, or another one has its name.
     """
     first = None
     now = log.topic(txn, lane.topic.name)
     if now is not None and now.number == lane.topic.number:
         first = log.append(txn, now.number, lane.partition, lane.chunks)
     if first is None:
-        raise RecordRefused(
+        raise TopicRefused(
             f"topic {lane.topic.name!r} was deleted or created again while records were on "
             "their way: send them again",
             topic=lane.topic.name,

@@ -140,22 +140,25 @@ class KafkaAdmin:
                 raise
             if not topic.is_internal:
                 described[name] = topic
-        sizes = self._record_sizes(list(described), deadline)
+        settings = self._settings(list(described), deadline)
         for name, topic in described.items():
+            setting = settings.get(name, {})
+            size, cleanup = setting.get("max.message.bytes"), setting.get("cleanup.policy")
             found[name] = TopicInfo(
                 name=name,
                 topic_id=str(topic.topic_id),
                 partitions=len(topic.partitions),
-                record_bytes_max=sizes.get(name),
+                record_bytes_max=None if size is None else int(size),
+                compacting=None if cleanup is None else "compact" in cleanup,
             )
         return found
 
-    def _record_sizes(self, names: list[str], deadline: float) -> dict[str, int]:
-        """Return ``max.message.bytes`` of the topics whose configuration this user may see."""
+    def _settings(self, names: list[str], deadline: float) -> dict[str, dict[str, str]]:
+        """Return the settings of the topics whose configuration this user may see."""
         if not names:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-        sizes: dict[str, int] = {}
+        settings: dict[str, dict[str, str]] = {}
         answers = self._client.describe_configs(resources, request_timeout=_left(deadline))
         for resource, future in answers.items():
             try:
@@ -166,10 +169,10 @@ class KafkaAdmin:
                     raise
                 self._log.error(error)  # not allowed to look: the broker itself will judge
                 continue
-            entry = entries.get("max.message.bytes")
-            if entry is not None and entry.value is not None:
-                sizes[resource.name] = int(entry.value)
-        return sizes
+            settings[resource.name] = {
+                name: entry.value for name, entry in entries.items() if entry.value is not None
+            }
+        return settings
 
     async def declare(self, specs: Sequence[TopicSpec]) -> None:
         """Create the topics that do not exist; wait until all are there."""

@@ -6,15 +6,11 @@ driver reacts to belongs to one set, and everything else is passed on with the c
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from confluent_kafka import KafkaError, KafkaException
 
-from trickle.exceptions import BrokerUnavailable, RecordRefused, TransportError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
+from trickle.exceptions import BrokerUnavailable, RecordRefused, TopicRefused, TransportError
 
 __all__ = [
     "AWAY",
@@ -28,7 +24,6 @@ __all__ = [
     "UNKNOWN_TOPIC",
     "error_of",
     "failed",
-    "refused_by",
     "refused_record",
     "said",
     "unavailable",
@@ -132,6 +127,14 @@ REFUSED = UNKNOWN_TOPIC | {
 }
 """A record that no second try will bring in."""
 
+_NO_RECORD = UNKNOWN_TOPIC | {
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+}
+"""Nor any other record of its topic."""
+
 _ADVICE = {
     KafkaError.INVALID_TIMESTAMP: (
         "its timestamp is further from the broker's clock than the topic allows: "
@@ -148,9 +151,6 @@ _ADVICE = {
 _ADVICE.update(
     dict.fromkeys(UNKNOWN_TOPIC, "there is no such topic or partition: declare it, or its name")
 )
-
-# librdkafka's words: "ProduceRequest for flights [3] with 7 message(s) failed: …".
-_PRODUCE_REQUEST = re.compile(r"ProduceRequest for (\S+) \[(\d+)\]")
 
 
 def error_of(raised: KafkaException) -> KafkaError:
@@ -185,28 +185,5 @@ def refused_record(error: KafkaError, topic: str, partition: int | None) -> Reco
     """Return the error for a record of a known topic that cannot be stored."""
     where = f"topic {topic!r}" + ("" if partition is None else f", partition {partition}")
     advice = _ADVICE.get(error.code(), said(error))
-    return RecordRefused(
-        f"a record for {where} was refused: {advice}", topic=topic, partition=partition
-    )
-
-
-def refused_by(error: KafkaError, topics: Collection[str]) -> RecordRefused | None:
-    """Return the record that a failed transaction's error speaks of; None if it is of another kind.
-
-    Args:
-        error: what the transactional call failed by.
-        topics: those that the transaction may have written to; the longest that the error's
-            text mentions is taken where the text has no better place for it.
-    """
-    if error.code() not in REFUSED:
-        return None
-    text = error.str()
-    match = _PRODUCE_REQUEST.search(text)
-    if match:
-        return refused_record(error, match[1], int(match[2]))
-    mentioned = sorted((t for t in topics if t in text), key=len)
-    if mentioned:
-        return refused_record(error, mentioned[-1], None)
-    if len(topics) == 1:
-        return refused_record(error, next(iter(topics)), None)
-    return None
+    kind = TopicRefused if error.code() in _NO_RECORD else RecordRefused
+    return kind(f"a record for {where} was refused: {advice}", topic=topic, partition=partition)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from confluent_kafka.admin import (
+    AclOperation,  # pyright: ignore[reportPrivateImportUsage]
     AdminClient,
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage] - documented at this place
     NewTopic,  # pyright: ignore[reportPrivateImportUsage]
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AclOperation",
     "AdminClient",
     "ConfigResource",
     "NewTopic",
@@ -42,7 +44,11 @@ class TypedAdmin(Protocol):
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> ClusterMetadata: ...
 
     def describe_topics(
-        self, topics: TopicCollection, *, request_timeout: float
+        self,
+        topics: TopicCollection,
+        *,
+        request_timeout: float,
+        include_authorized_operations: bool = False,
     ) -> dict[str, Future[TopicDescription]]: ...
 
     def describe_configs(

@@ -40,6 +40,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from trickle.exceptions import CommitFailed, ProducerFenced, TransportError
 from trickle.transport.contract import ConsumerOptions
+from trickle.transport.kafka.blame import find_refused
 from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.config import configuration_error
 from trickle.transport.kafka.errors import (
@@ -49,8 +50,6 @@ from trickle.transport.kafka.errors import (
     UNKNOWN_TOPIC,
     error_of,
     failed,
-    refused_by,
-    refused_record,
     said,
 )
 from trickle.transport.kafka.offsets import as_partitions
@@ -62,15 +61,12 @@ if TYPE_CHECKING:
 
     from confluent_kafka import TopicPartition as Partition
 
-    from trickle.exceptions import RecordRefused
     from trickle.transport.contract import Mark, ProducerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
 
 __all__ = ["Content", "Transactions", "bare_metadata", "make_producer"]
 
-_LOOK_TIMEOUT = 2.0
-_INCONSISTENT = KafkaError._INCONSISTENT  # pyright: ignore[reportPrivateUsage]
 _ALL_BROKERS_DOWN = KafkaError._ALL_BROKERS_DOWN  # pyright: ignore[reportPrivateUsage]
 # The client closes its first connection once it knows the brokers' names. If it then looks for the
 # transaction's coordinator before it has another, it looks again half a second later, one time in
@@ -325,7 +321,7 @@ class Transactions:
         """Make the producer ready again where that is possible; return what is to be raised."""
         if self._has_rival(error, content):
             return self._fenced(error)
-        refused = refused_by(error, content.topics) or self._missing_topic(error, content)
+        refused = find_refused(error, content.topics, self.client, self._config, self._log)
         if error.txn_requires_abort() and refused is None:
             deadline = time.monotonic() + self._config.request_timeout * (1 - _COMMIT_SHARE)
             try:
@@ -350,19 +346,6 @@ class Transactions:
             f"whether the transaction of {self._id!r} was committed is not known "
             f"({said(error)}): the committed offsets tell"
         )
-
-    def _missing_topic(self, error: KafkaError, content: Content) -> RecordRefused | None:
-        """Return the record of a topic that does not exist: the client only says "inconsistent"."""
-        if error.code() != _INCONSISTENT:
-            return None
-        try:
-            known = self.client.list_topics(timeout=_LOOK_TIMEOUT).topics
-        except KafkaException as raised:
-            self._log.error(error_of(raised))
-            return None
-        for topic in sorted(content.topics - known.keys()):
-            return refused_record(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), topic, None)
-        return None
 
     def _replace(self) -> None:
         """Destroy the producer and make a new one with the same id."""

@@ -26,6 +26,7 @@ from trickle.exceptions import (
     ProducerFenced,
     RecordRefused,
     TopicError,
+    TopicRefused,
 )
 from trickle.transport.contract import CommittedOffset, TopicInfo, TopicSpec
 from trickle.transport.memory.group import Group, MemoryMember
@@ -83,6 +84,7 @@ class Topic:
             topic_id=self.topic_id,
             partitions=len(self.logs),
             record_bytes_max=self.policy.record_bytes_max,
+            compacting=self.policy.compacting,
         )
 
     def wake(self) -> None:
@@ -245,7 +247,7 @@ class MemoryBroker:
         """
         found = self._topics.get(topic)
         if found is None:
-            raise RecordRefused(
+            raise TopicRefused(
                 f"the record for topic {topic!r} is refused: the topic does not exist; "
                 "declare it, or check its name",
                 topic=topic,
@@ -293,7 +295,8 @@ class MemoryBroker:
             else:
                 continue
             message = f"the record for topic {topic.name!r} is refused: {why}"
-            return RecordRefused(message, topic=topic.name, partition=record.partition)
+            kind = TopicRefused if topic.deleted else RecordRefused
+            return kind(message, topic=topic.name, partition=record.partition)
         return None
 
     def append(

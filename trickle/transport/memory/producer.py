@@ -256,12 +256,17 @@ class MemoryProducer:
         return True
 
     async def abort(self) -> None:
-        """Drop what was produced since the last commit, and open a new transaction."""
+        """Drop what was produced since the last commit, and open a new transaction.
+
+        Without transactions: what is not delivered yet.
+        """
         await trio.lowlevel.checkpoint()
-        if self._id is None:
-            raise UsageError("a producer without a transactional id has nothing to abort")
         self._drop()
-        self._broker.check_epoch(self._id, self._epoch)
+        self.refused = None
+        self._drained.set()
+        self._drained = trio.Event()
+        if self._id is not None:
+            self._broker.check_epoch(self._id, self._epoch)
 
     def _drop(self) -> None:
         records, self._staged, self._owners = self._staged, [], []
