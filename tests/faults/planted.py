@@ -149,8 +149,8 @@ BUGS = {
             )
         ],
         [
-            *("--seed", "7", "--seconds", "40", "--every", "5"),
-            *("--faults", "failpoint,wipe", "--points", "commit-offsets-sent"),
+            *("--seed", "7", "--seconds", "60", "--every", "3"),
+            *("--faults", "endtxn,kill", "--fates", "swallow"),
         ],
     ),
 }
