@@ -51,6 +51,7 @@ ROOMS: list[str] = [
     "cadence",
     "patience",
     "snapshots",
+    "refusals",
     "outcomes",
     "outstanding",
     "commit",

@@ -20,8 +20,7 @@ rests on what did not happen.
 
 When the broker refused a record, the events run again in ever smaller commits (*narrow*), down to
 one event, held by one lane at a time; then it is known whose record it was, and the event is
-*condemned*: it gets its agent's policy instead of its agent. A changelog or a repartition topic
-that takes no record at all is no event's fault: that ends the Run.
+*condemned*: it gets its agent's policy instead of its agent (but see :mod:`trickle.refusals`).
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from trickle.forgotten import Forgotten
 from trickle.outcomes import Outcomes
 from trickle.outstanding import Outstanding
 from trickle.producer import Producer
+from trickle.refusals import Refusals
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.snapshots import Enrolled, Snapshot, settled_positions
@@ -132,6 +132,7 @@ class Committer(Service):
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
+        self._refusals = Refusals(producer.topics)
         self._size = Size(events_max, CHUNK_MAX)
         self.crowded = events_max == 1
         self._holder: Lane | None = None
@@ -249,9 +250,7 @@ class Committer(Service):
         self._pend()
 
     def dry(self, lane: Lane) -> None:
-        self._busy.discard(lane)
-        if self._holder is lane:
-            self._pass_on()
+        self.forget(lane)
         self._idle()
 
     def _idle(self) -> None:
@@ -263,7 +262,7 @@ class Committer(Service):
         self._look_again()
 
     def forget(self, lane: Lane) -> None:
-        """The lane has ended."""
+        """The lane has nothing in hand any more."""
         self._busy.discard(lane)
         if self._holder is lane:
             self._pass_on()
@@ -369,6 +368,7 @@ class Committer(Service):
         self._cadence.committed(started, ended)
         self.count += 1
         self._cadence.failures = 0
+        self._refusals.passed([*self._producer.committing, *(at.topic for at, *_ in taken.dirty)])
         if taken.events and self._size.widen():  # ticks alone prove nothing of events behind them
             self.crowded = False
         self._pass_on()
@@ -432,14 +432,15 @@ class Committer(Service):
         else:
             self._ticks = taken.ticks + self._ticks
         self.broken = failure
-        self._sensor.commit_failed(trio.current_time() - started, failure)
-        if failure.refused is None:
+        now = trio.current_time()
+        self._sensor.commit_failed(now - started, failure)
+        refused = failure.refused
+        if refused is not None and (fault := self._refusals.fault(taken, refused, now)) is not None:
+            raise fault
+        if refused is None or self._refusals.blame_topic(refused):
             self._cadence.failures += 1
         else:  # the next commit is another one
-            owned = self._consumer.owned if self._consumer is not None else ()
-            if (fault := taken.blameless(failure.refused, owned)) is not None:
-                raise fault
-            self._narrow(failure.refused, taken.events, taken.holder)
+            self._narrow(refused, taken.events, taken.holder)
 
     # Failures
 

@@ -97,7 +97,7 @@ class Consumer(Service):
         self._topics = topics
         self._forgotten = forgotten
         self._program = program
-        self.owned = owned
+        self._owned = owned
         self._changelogs = changelogs
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
@@ -208,7 +208,7 @@ class Consumer(Service):
         owned = [
             partition
             for partition, position in self.positions().items()
-            if partition.topic in self.owned and position.offset > self._purged.get(partition, 0)
+            if partition.topic in self._owned and position.offset > self._purged.get(partition, 0)
         ]
         if not owned:
             return

@@ -61,6 +61,8 @@ class Producer(Service):
         sensor: told of what is sent.
 
     Attributes:
+        topics: as above.
+        committing: how many records of each topic the commit in hand has, without changelogs'.
         fresh: effects of events that have settled, to be told of by :meth:`published` where it was
             empty, and where it has come to a portion; always the same list.
         published_bytes: of keys and values, since the last commit's snapshot; of the newest few
@@ -82,7 +84,7 @@ class Producer(Service):
         super().__init__()
         self._transport = transport
         self._options = structs.replace(options, doubt=self._doubt)
-        self._topics = topics
+        self.topics = topics
         self._effects: ProducerClient | None = None
         self._plain: ProducerClient | None = None
         self._replace = trio.Event()
@@ -101,7 +103,7 @@ class Producer(Service):
         self.on_shaken: Callable[[], None] | None = None
         self._sensor = sensor
         self._produced: Counter[str] = Counter()
-        self._committing: Counter[str] = Counter()
+        self.committing: Counter[str] = Counter()
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         async with self._transport.producer(ProducerOptions()) as plain:
@@ -243,7 +245,7 @@ class Producer(Service):
         self._holding = True
         self.shaken = False
         self.published_bytes = 0
-        self._committing, self._produced = self._produced, Counter()
+        self.committing, self._produced = self._produced, Counter()
 
     async def commit(
         self,
@@ -289,7 +291,7 @@ class Producer(Service):
             raise CommitFailed(str(refused), refused=refused)
         self._begun = False
         ends = await client.commit(offsets, member, mark)
-        for topic, count in self._committing.items():
+        for topic, count in self.committing.items():
             self._sensor.records_out(topic, count)
         return ends
 
@@ -391,7 +393,7 @@ class Producer(Service):
 
     def bounds(self, topic: str) -> tuple[int | None, int | None]:
         """Return a topic's partition count, and the largest record that it takes, where known."""
-        info = self._topics.get(topic)
+        info = self.topics.get(topic)
         return (None, None) if info is None else (info.partitions, info.record_bytes_max)
 
 

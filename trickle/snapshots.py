@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from trickle.calls import Call
 from trickle.context import Effect
-from trickle.exceptions import RecordRefused, TopicError, TopicRefused, TrickleError
 from trickle.ledger import Ranges
 from trickle.positions import Positions
 from trickle.streams import ConcurrentLane, Lane
@@ -51,28 +50,6 @@ class Snapshot(NamedTuple):
     def empty(self) -> bool:
         """Whether nothing has to be committed."""
         return not (self.plan or self.dirty or self.after or self.ticks or self.size)
-
-    def blameless(self, refused: RecordRefused, owned: Collection[str]) -> TrickleError | None:
-        """Return what ends the Run where no event can be blamed for a record that was refused.
-
-        Args:
-            refused: the record.
-            owned: repartition topics of the app's own.
-        """
-        if isinstance(refused, TopicRefused):
-            changelogs = {partition.topic for partition, _, _ in self.dirty}
-            if refused.topic in owned or refused.topic in changelogs:
-                kind = "changelog" if refused.topic in changelogs else "repartition topic"
-                made = TopicError(
-                    f"a commit failed: {refused}. It is a {kind} of the app's own, so no event is "
-                    "skipped for it; nothing of the commit has happened, and its events run again "
-                    "when the app is started with the topic in order"
-                )
-                made.__cause__ = refused
-                return made
-        if self.ticks and not (self.events or self.dirty):
-            return refused
-        return None
 
     def only_ticks(self) -> Snapshot:
         """Return what is kept of it to tell later whether its ticks are there."""

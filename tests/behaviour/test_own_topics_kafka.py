@@ -1,9 +1,8 @@
-"""Changelogs that take nothing any more, on a real Apache Kafka: no event pays for it."""
+"""Topics that take nothing any more, on a real Apache Kafka: no event pays for it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -16,24 +15,13 @@ from tests.kafka_broker import KafkaBroker
 from trickle.run import Run, Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.transport import TransportOptions, open_transport
-from trickle.transport.contract import TopicSpec
+from trickle.transport.contract import TopicSpec, Transport
 
 pytestmark = pytest.mark.kafka
 
 LIMIT = 60.0
 
 admin: Any = client_admin  # its names are documented at this place, and declared at another
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaBroker]:
-    """A broker that takes access rules."""
-    properties: dict[str, str | bool] = {
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "allow.everyone.if.no.acl.found": True,
-    }
-    with KafkaBroker(properties) as broker:
-        yield broker
 
 
 class Rules:
@@ -92,60 +80,74 @@ class Scene:
     def open(self) -> AbstractAsyncContextManager[Run]:
         return open_run(self.app.definitions(), self._resolved, surroundings=self._surroundings)
 
+    async def committed(self, transport: Transport) -> int:
+        at = trickle.TopicPartition(self.source.name, 0)
+        found = (await transport.admin.committed(self.name, [at], stable=False))[at]
+        return 0 if found is None else found.offset
+
+    async def reached(self, transport: Transport, offset: int) -> None:
+        while await self.committed(transport) < offset:  # noqa: ASYNC110
+            await trio.sleep(0.1)
+
+    async def echoed(self, transport: Transport) -> list[int]:
+        place = trickle.TopicPartition(self.out.name, 0)
+        high = (await transport.admin.watermarks([place]))[place].high
+        values: list[int] = []
+        async with transport.reader({place: 0}) as reader:
+            while reader.positions()[place] < high:
+                for batch in await reader.fetch():
+                    values += [int(value or b"") for value in batch.values()]
+        return values
+
+
+async def lose_and_mend(
+    broker: KafkaBroker, transport: Transport, guarantee: str, what: str
+) -> None:
+    """Take a topic from an app that runs, see it end, and give the topic back."""
+    scene = Scene(broker, guarantee)
+    topic = scene.out.name if "sink" in what else scene.changelog
+    rules = Rules(broker, topic)
+    with pytest.raises((trickle.TopicError, ExceptionGroup)) as caught:
+        async with scene.open():
+            for value in range(10):
+                await scene.source.send(value)
+            await scene.reached(transport, 10)
+            if "forbidden" in what:
+                await trio.to_thread.run_sync(rules.forbid)
+            else:
+                await transport.admin.delete([topic])
+            if "anew" in what:
+                spec = TopicSpec(name=topic, partitions=1, compacting=True)
+                await transport.admin.declare([spec])
+            for value in range(10, 20):
+                await scene.source.send(value)
+            await trio.sleep_forever()
+    assert topic in repr(caught.value)
+    place = await scene.committed(transport)
+    assert set(range(place)) <= set(await scene.echoed(transport))
+
+    await trio.to_thread.run_sync(rules.allow)
+    async with scene.open():
+        await scene.reached(transport, 20)
+    found = await scene.echoed(transport)
+    assert set(found) == set(range(20)), what
+    if guarantee == "exactly_once":
+        assert found == list(range(20)), what
+
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
-@pytest.mark.parametrize("what", ["deleted", "made anew", "forbidden"])
-async def test_no_event_is_blamed_for_a_changelog_that_takes_nothing(
-    broker: KafkaBroker, what: str, guarantee: str
-) -> None:
-    scene = Scene(broker, guarantee)
-    rules = Rules(broker, scene.changelog)
-    at = trickle.TopicPartition(scene.source.name, 0)
-    options = TransportOptions()
-    with trio.fail_after(LIMIT):
-        async with open_transport(broker.url, options) as transport:
-
-            async def committed() -> int:
-                found = (await transport.admin.committed(scene.name, [at], stable=False))[at]
-                return 0 if found is None else found.offset
-
-            async def reached(offset: int) -> None:
-                while await committed() < offset:  # noqa: ASYNC110
-                    await trio.sleep(0.05)
-
-            async def echoed() -> list[int]:
-                place = trickle.TopicPartition(scene.out.name, 0)
-                high = (await transport.admin.watermarks([place]))[place].high
-                values: list[int] = []
-                async with transport.reader({place: 0}) as reader:
-                    while reader.positions()[place] < high:
-                        for batch in await reader.fetch():
-                            values += [int(value or b"") for value in batch.values()]
-                return values
-
-            with pytest.raises((trickle.TopicError, ExceptionGroup)) as caught:
-                async with scene.open():
-                    for value in range(10):
-                        await scene.source.send(value)
-                    await reached(10)
-                    if what == "forbidden":
-                        rules.forbid()
-                    else:
-                        await transport.admin.delete([scene.changelog])
-                    if what == "made anew":
-                        spec = TopicSpec(name=scene.changelog, partitions=1, compacting=True)
-                        await transport.admin.declare([spec])
-                    for value in range(10, 20):
-                        await scene.source.send(value)
-                    await trio.sleep_forever()
-            assert scene.changelog in repr(caught.value)
-            place = await committed()
-            assert set(range(place)) <= set(await echoed())
-
-            rules.allow()
-            async with scene.open():
-                await reached(20)
-            found = await echoed()
-            assert set(found) == set(range(20))
-            if guarantee == "exactly_once":
-                assert found == list(range(20))
+async def test_no_event_is_blamed_for_a_topic_that_takes_nothing(guarantee: str) -> None:
+    """Four apps at once, as each takes its time to be sure."""
+    properties: dict[str, str | bool] = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": True,
+    }
+    with KafkaBroker(properties) as broker, trio.fail_after(LIMIT):
+        async with (
+            open_transport(broker.url, TransportOptions()) as transport,
+            trio.open_nursery() as nursery,
+        ):
+            for what in (
+                "changelog deleted", "changelog made anew", "changelog forbidden", "sink forbidden",
+            ):  # fmt: skip
+                nursery.start_soon(lose_and_mend, broker, transport, guarantee, what)

@@ -142,10 +142,8 @@ BUGS = {
         "tables/recovery.py",
         [
             (
-                """            async with self._transport.reader(starts) as reader:
-""",
-                """            async with self._transport.reader(starts, committed_only=False) as reader:
-""",
+                "self._transport.reader(starts) as reader:",
+                "self._transport.reader(starts, committed_only=False) as reader:",
             )
         ],
         [
