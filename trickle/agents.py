@@ -265,13 +265,13 @@ class Agent(Generic[V, K]):
         if self.dead_letters is None:
             raise DefinitionError(f"agent {self.name!r} has no topic for its dead letters")
         headers = (*record.headers, *_dead_letter_headers(self.name, record, error))
-        stamp = record.timestamp_ms if record.timestamp_ms >= 0 else None
         letter = partial(self.dead_letters.effect_of_bytes, record.key, record.value)
+        # It bears the time of now: a broker refuses what is far ahead, and deletes what is old.
         try:
-            effect = letter(headers, stamp)
+            effect = letter(headers, None)
         except RecordRefused:  # better a letter without its traceback than none
             try:
-                effect = letter(headers[:-1], stamp)
+                effect = letter(headers[:-1], None)
             except RecordRefused as refusal:
                 _locate(refusal, self.name, [record])
                 raise refusal from error

@@ -29,8 +29,8 @@ class Skip(msgspec.Struct, frozen=True):
 class DeadLetter(msgspec.Struct, frozen=True):
     """Send the record as it came to a topic of dead letters, and go on behind it.
 
-    Headers name the error, its traceback, the agent and where the record came from. The dead
-    letter and the position are committed together.
+    Headers name the error, its traceback, the agent, and where and when the record came from; the
+    letter's own time is now. It and the position are committed together.
 
     Args:
         topic: ``{app}-{agent}-dead-letters`` by default.

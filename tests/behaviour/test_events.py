@@ -173,7 +173,8 @@ async def test_dead_letters_carry_the_record_and_its_story(mock_clock: MockClock
         assert [letter.value for letter in letters] == [b"-5", b"{oops"]
         headers = dict(letters[0].headers)
         assert letters[0].key == b"a"
-        assert letters[0].timestamp_ms == 7500
+        assert letters[0].timestamp_ms == letters[1].timestamp_ms != 7500  # when they were buried
+        assert headers["trickle-timestamp"] == b"7500"
         assert headers["trace"] == b"x"
         assert headers["trickle-topic"] == b"source"
         assert headers["trickle-offset"] == str(bad.offset).encode()
