@@ -76,6 +76,8 @@ app = trickle.App(
     session_timeout=float(os.environ["FAULTS_SESSION_TIMEOUT"]),
     drain_timeout=2,
     broker_timeout=12,
+    # Full after a minute or two, so that values leave it, and memory is level from then on.
+    cache_bytes=1 << 20,
 )
 
 source = app.topic(f"{_ID}-in", key=str, value=Item, partitions=_PARTITIONS)
