@@ -15,7 +15,7 @@ from typing import Any
 import trio
 from msgspec import structs
 
-from trickle.drift import check_topics
+from trickle.drift import Drift
 from trickle.exceptions import (
     BrokerUnavailable,
     CommitFailed,
@@ -135,6 +135,9 @@ class Consumer(Service):
             self._placed_at = trio.current_time()
             counts = {name: self._topics[name].partitions for name in self._options.topics}
             namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
+            drift = Drift(
+                self._transport.admin, self._topics, self._options.topics, self._changelogs
+            )
             while True:
                 before = trio.current_time()
                 await trio.sleep(LAG_INTERVAL_S)
@@ -142,9 +145,7 @@ class Consumer(Service):
                     self._away = True  # this process stood still
                 try:
                     await self._look_at_group(namesakes)
-                    await check_topics(
-                        self._transport.admin, self._topics, self._options.topics, self._changelogs
-                    )
+                    await drift.look()
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:

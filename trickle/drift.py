@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 
 from trickle.exceptions import TopicError
 from trickle.transport.contract import Admin, TopicInfo
 from trickle.transport.looks import find_topics
 
-__all__ = ["check_topics"]
+__all__ = ["Drift"]
+
+logger = logging.getLogger("trickle.consumer")
 
 
-async def check_topics(
-    admin: Admin,
-    before: Mapping[str, TopicInfo],
-    consumed: Collection[str],
-    changelogs: Collection[str],
-) -> None:
-    """Compare topics with what they were when the lanes' layout was made.
+class Drift:
+    """Compares topics with what they were when the lanes' layout was made.
 
-    A changelog that has grown does no harm before the next start, which names it.
+    A changelog that has grown does no harm before the next start, which names it. A topic that is
+    sent to alone ends nothing here: where something is sent, the commit fails.
 
-    Raises:
-        TopicError: one is gone, was made anew, or has grown.
-        BrokerUnavailable: no answer in time.
+    Args:
+        admin: asks the broker.
+        before: the topics as they were.
+        consumed: those of them that are read.
+        changelogs: those of tables.
     """
-    found = await find_topics(admin, {*consumed, *changelogs})
-    for name in consumed:
-        _check_consumed(before[name], found.get(name))
-    for name in sorted(changelogs):
-        _check_changelog(before[name], found.get(name))
+
+    def __init__(
+        self,
+        admin: Admin,
+        before: Mapping[str, TopicInfo],
+        consumed: Collection[str],
+        changelogs: Collection[str],
+    ) -> None:
+        self._admin = admin
+        self._before = before
+        self._consumed = consumed
+        self._changelogs = changelogs
+        self._missing: set[str] = set()
+
+    async def look(self) -> None:
+        """Look once.
+
+        Raises:
+            TopicError: one that is consumed, or a changelog, is gone, was made anew, or has grown.
+            BrokerUnavailable: no answer in time.
+        """
+        found = await find_topics(self._admin, self._before.keys() - self._missing)
+        for name in sorted(self._consumed):
+            _check_consumed(self._before[name], found.get(name))
+        for name in sorted(self._changelogs):
+            _check_changelog(self._before[name], found.get(name))
+        for name in sorted(self._before.keys() - found.keys() - self._missing):
+            self._missing.add(name)  # what is missing is waited for, and is told once
+            logger.warning(
+                "topic %r was deleted while the app runs: what is sent there fails", name
+            )
 
 
 def _check_consumed(before: TopicInfo, now: TopicInfo | None) -> None:

@@ -105,6 +105,18 @@ async def test_the_event_is_blamed_whose_value_is_too_large_for_a_changelog(
         assert len(t.broker.records("app-counts-changelog")) == 2
 
 
+async def test_a_sink_that_is_gone_is_told_once_and_harms_nobody_who_does_not_send(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, source = counting_app(trickle.Stop())
+    async with trickle.testing.run(app) as t:
+        await t.send(source, "a")
+        await t.settled()
+        t.broker.delete("out")
+        await t.advance(60)
+    assert caplog.text.count("topic 'out' was deleted while the app runs") == 1
+
+
 async def test_no_event_is_blamed_for_a_repartition_topic_that_is_gone(
     mock_clock: MockClock,
 ) -> None:

@@ -81,6 +81,8 @@ def find_refused(
     except KafkaException as raised:
         log.error(error_of(raised))
         return None
+    except TimeoutError:
+        return None
     return None if forbidden is None else refused_record(error, forbidden, None)
 
 

@@ -149,7 +149,9 @@ _ADVICE = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not write to the topic: see its ACLs",
 }
 _ADVICE.update(
-    dict.fromkeys(UNKNOWN_TOPIC, "there is no such topic or partition: declare it, or its name")
+    dict.fromkeys(
+        UNKNOWN_TOPIC, "there is no such topic or partition: declare it, or correct its name"
+    )
 )
 
 
