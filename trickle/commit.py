@@ -132,7 +132,7 @@ class Committer(Service):
         self._room = trio.Event()
         # After failures
         self.broken: CommitFailed | None = None
-        self._refusals = Refusals(producer.topics)
+        self._refusals = Refusals(producer.topics, consumer.missing if consumer else ())
         self._size = Size(events_max, CHUNK_MAX)
         self.crowded = events_max == 1
         self._holder: Lane | None = None
@@ -434,7 +434,7 @@ class Committer(Service):
         self.broken = failure
         now = trio.current_time()
         self._sensor.commit_failed(now - started, failure)
-        refused = failure.refused
+        refused = self._refusals.find(failure, self._producer.committing)
         if refused is not None and (fault := self._refusals.fault(taken, refused, now)) is not None:
             raise fault
         if refused is None or self._refusals.blame_topic(refused):

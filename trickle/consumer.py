@@ -99,6 +99,7 @@ class Consumer(Service):
         self._program = program
         self._owned = owned
         self._changelogs = changelogs
+        self.missing: set[str] = set()
         self._purged: dict[TopicPartition, int] = {}
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
@@ -135,9 +136,8 @@ class Consumer(Service):
             self._placed_at = trio.current_time()
             counts = {name: self._topics[name].partitions for name in self._options.topics}
             namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
-            drift = Drift(
-                self._transport.admin, self._topics, self._options.topics, self._changelogs
-            )
+            admin, topics = self._transport.admin, self._options.topics
+            drift = Drift(admin, self._topics, topics, self._changelogs, self.missing)
             while True:
                 before = trio.current_time()
                 await trio.sleep(LAG_INTERVAL_S)

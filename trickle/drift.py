@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 
-from trickle.exceptions import TopicError
+from trickle.exceptions import BrokerUnavailable, TopicError, TransportError
 from trickle.transport.contract import Admin, TopicInfo
 from trickle.transport.looks import find_topics
 
@@ -25,6 +25,7 @@ class Drift:
         before: the topics as they were.
         consumed: those of them that are read.
         changelogs: those of tables.
+        missing: gets those others that are gone.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class Drift:
         before: Mapping[str, TopicInfo],
         consumed: Collection[str],
         changelogs: Collection[str],
+        missing: set[str],
     ) -> None:
         self._admin = admin
         self._before = before
         self._consumed = consumed
         self._changelogs = changelogs
-        self._missing: set[str] = set()
+        self._missing = missing
+        self._others: set[str] = set(before.keys() - {*consumed, *changelogs})
 
     async def look(self) -> None:
         """Look once.
@@ -47,13 +50,28 @@ class Drift:
             TopicError: one that is consumed, or a changelog, is gone, was made anew, or has grown.
             BrokerUnavailable: no answer in time.
         """
-        found = await find_topics(self._admin, self._before.keys() - self._missing)
+        found = await find_topics(self._admin, {*self._consumed, *self._changelogs})
         for name in sorted(self._consumed):
             _check_consumed(self._before[name], found.get(name))
         for name in sorted(self._changelogs):
             _check_changelog(self._before[name], found.get(name))
-        for name in sorted(self._before.keys() - found.keys() - self._missing):
-            self._missing.add(name)  # what is missing is waited for, and is told once
+        await self._look_at_others()
+
+    async def _look_at_others(self) -> None:
+        wanted = self._others - self._missing
+        try:
+            found = await find_topics(self._admin, wanted)
+            if self._missing:
+                back = await self._admin.topics(sorted(self._missing))
+                self._missing.difference_update(back)
+        except BrokerUnavailable:
+            raise
+        except TransportError as error:  # not allowed, most likely
+            logger.info("topics that are sent to are not looked at any more: %s", error)
+            self._others = set()
+            return
+        for name in sorted(wanted - found.keys()):
+            self._missing.add(name)
             logger.warning(
                 "topic %r was deleted while the app runs: what is sent there fails", name
             )

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
-from trickle.exceptions import BrokerUnavailable, TopicError, TransportError
+from trickle.exceptions import BrokerUnavailable, TransportError
 from trickle.positions import read_positions
 from trickle.transport.contract import Admin, TopicInfo
 from trickle.types import TopicPartition
@@ -100,10 +100,20 @@ class Forgotten:
             return {}
         try:
             return await self._open_among(self._places())
-        except TopicError as error:  # deleted: who needs it says so
+        except BrokerUnavailable:
+            raise
+        except TransportError as error:  # deleted, or not to be seen: who needs it says so
             logger.debug("looking for records that stand open: %s", error)
-            there = await self._admin.topics(self._topics.keys())
+            there = {name for name in self._topics if await self._may_see(name)}
             return await self._open_among([at for at in self._places() if at.topic in there])
+
+    async def _may_see(self, topic: str) -> bool:
+        try:
+            return topic in await self._admin.topics([topic])
+        except BrokerUnavailable:
+            raise
+        except TransportError:
+            return False
 
     async def _open_among(self, places: list[TopicPartition]) -> Mapping[TopicPartition, int]:
         deadline = trio.current_time() + OPEN_S

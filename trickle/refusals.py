@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from trickle.exceptions import RecordRefused, TopicError, TopicRefused, TrickleError
+from trickle.exceptions import CommitFailed, RecordRefused, TopicError, TopicRefused, TrickleError
 from trickle.snapshots import Snapshot
 
 __all__ = ["PATIENCE_S", "Refusals"]
@@ -12,7 +12,8 @@ __all__ = ["PATIENCE_S", "Refusals"]
 PATIENCE_S = 10.0
 """A broker that has just come back may not know a topic yet, or who may write to it."""
 
-_FORGOTTEN_S = 120.0
+_STEP_S = 5.0  # what two refusals count at most, however far apart: it may have been well between
+_FORGOTTEN_S = 3600.0
 
 
 class Refusals:
@@ -24,11 +25,27 @@ class Refusals:
 
     Args:
         topics: what the app was started with.
+        missing: those of them that are known to be gone; may change.
     """
 
-    def __init__(self, topics: Container[str]) -> None:
+    def __init__(self, topics: Container[str], missing: Container[str]) -> None:
         self._topics = topics
-        self._seen: dict[str, tuple[float, float]] = {}  # when a topic refused first, and last
+        self._missing = missing
+        self._seen: dict[str, tuple[float, float]] = {}  # how long a topic has refused, and when
+
+    def find(self, failure: CommitFailed, sent: Iterable[str]) -> RecordRefused | None:
+        """Return the record that a commit failed by: said to be it, or sent to what is gone.
+
+        Args:
+            failure: of the commit; a client may wait in vain for a topic, and say no more.
+            sent: the topics of its records.
+        """
+        if failure.refused is not None:
+            return failure.refused
+        for topic in sent:
+            if topic in self._missing:
+                return TopicRefused(f"topic {topic!r} was deleted, and is sent to", topic=topic)
+        return None
 
     def blame_topic(self, refused: RecordRefused) -> bool:
         """Tell whether the topic is at fault."""
@@ -45,14 +62,13 @@ class Refusals:
         if not self.blame_topic(refused):
             # Nobody's but a timer's.
             return refused if taken.ticks and not (taken.events or taken.dirty) else None
-        first, last = self._seen.get(refused.topic, (now, now))
-        if now - last > _FORGOTTEN_S:
-            first = now
-        self._seen[refused.topic] = first, now
-        if now - first < PATIENCE_S:
+        lasted, last = self._seen.get(refused.topic, (0.0, now))
+        lasted = lasted + min(now - last, _STEP_S) if now - last < _FORGOTTEN_S else 0.0
+        self._seen[refused.topic] = lasted, now
+        if lasted < PATIENCE_S:
             return None
         made = TopicError(
-            f"commits have failed for {now - first:.0f} s: {refused}. The app was started with "
+            f"commits fail for more than {PATIENCE_S:.0f} s: {refused}. The app was started with "
             "this topic, so no event is blamed for it; their events run again when the app is "
             "started with the topic in order"
         )

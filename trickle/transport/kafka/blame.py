@@ -46,7 +46,7 @@ def refused_by(error: KafkaError, topics: Collection[str]) -> RecordRefused | No
     mentioned = sorted((t for t in topics if t in text), key=len)
     if mentioned:
         return refused_record(error, mentioned[-1], None)
-    if len(topics) == 1:
+    if len(topics) == 1 and error.code() != _FORBIDDEN:  # which may mean the source
         return refused_record(error, next(iter(topics)), None)
     return None
 
@@ -70,14 +70,16 @@ def find_refused(
         log: gets what goes wrong with the question.
     """
     refused = refused_by(error, topics)
-    if refused is not None or error.code() not in {_INCONSISTENT, _FORBIDDEN}:
+    if refused is not None or error.code() not in UNKNOWN_TOPIC | {_INCONSISTENT, _FORBIDDEN}:
         return refused
     try:
-        if error.code() == _INCONSISTENT:  # all that the client says of a topic that is missing
+        if (
+            error.code() != _FORBIDDEN
+        ):  # "inconsistent" is all that the client says of a missing one
             missing = sorted(topics - client.list_topics(timeout=_LOOK_TIMEOUT).topics.keys())
             unknown = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
             return refused_record(unknown, missing[0], None) if missing else None
-        forbidden = _forbidden(sorted(topics), config, log)
+        forbidden = _forbidden(sorted(topics), config, log) if topics else None
     except KafkaException as raised:
         log.error(error_of(raised))
         return None

@@ -128,7 +128,6 @@ REFUSED = UNKNOWN_TOPIC | {
 """A record that no second try will bring in."""
 
 _NO_RECORD = UNKNOWN_TOPIC | {
-    KafkaError.POLICY_VIOLATION,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
