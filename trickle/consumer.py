@@ -61,11 +61,14 @@ class Consumer(Service):
         first_position: where to start a partition without a committed offset.
         out_of_range: what to do about a committed offset that the topic does not hold.
         sensor: told of the lag.
-        topics: what is consumed, as it was at the start.
+        topics: all of the app's, as they were at the start.
         program: what this program is among those of its app's id.
         owned: topics of trickle's own, whose records nobody needs once they are committed.
         changelogs: of the app's tables.
         forgotten: ends transactions whose end the broker has lost.
+
+    Attributes:
+        missing: topics that are sent to alone, and are gone.
     """
 
     name = "Consumer"

@@ -69,6 +69,7 @@ class Drift:
         except TransportError as error:  # not allowed, most likely
             logger.info("topics that are sent to are not looked at any more: %s", error)
             self._others = set()
+            self._missing.clear()  # what is back by then would be blamed for ever
             return
         for name in sorted(wanted - found.keys()):
             self._missing.add(name)
