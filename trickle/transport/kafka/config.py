@@ -38,6 +38,11 @@ _PRODUCER_QUEUE_KIB = 256 * 1024
 # answering; above any sensible max.message.bytes, so that the topic's own limit decides.
 _RECORD_BYTES_MAX = 96 * 1024 * 1024
 _PREFETCH_RECORDS = 20_000
+# Of a reader, for each partition. The client spends some 350 bytes on each record beside its own,
+# which none of its bounds counts: a megabyte of changelog, its default for one fetch, is 20 of
+# memory, for each table of each partition that recovers, and all of them recover at once.
+_READER_PREFETCH_RECORDS = 4_000
+_READER_FETCH_BYTES = 256 << 10
 
 _OWNED = {
     "acks": "every record is acknowledged by all replicas",
@@ -137,6 +142,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
             {
                 # The client demands a group id even where nothing is ever committed.
                 **self._reading("trickle-reader", buffer_bytes),
+                "queued.min.messages": _READER_PREFETCH_RECORDS,
+                "fetch.message.max.bytes": _READER_FETCH_BYTES,  # a larger batch comes all the same
                 "isolation.level": "read_committed" if committed_only else "read_uncommitted",
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,
