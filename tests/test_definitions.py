@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -194,7 +194,7 @@ CASES = {
     ),
     "an empty name of dead letters": case(
         lambda: app.agent(topic, on_error=trickle.DeadLetter(""))(good),
-        "a topic's name is empty: give it at least one letter or digit",
+        "DeadLetter(topic) is empty: give it at least one letter or digit",
     ),
     "an empty name of a through": case(
         lambda: topic.through(other(), name=""),
@@ -232,6 +232,14 @@ CASES = {
     "dead letters into the own source": case(
         lambda: app.agent(topic, on_error=trickle.DeadLetter(topic))(good),
         f"agent 'good': its dead letters go to topic 'topic', {LETTERS}",
+    ),
+    "dead letters that go to no topic": case(
+        lambda: trickle.DeadLetter(cast("Any", 3)), "DeadLetter(topic) must be a str, not int: 3"
+    ),
+    "a table whose changelog Kafka could not name": case(
+        lambda: app.table("t" * 240, key=str, value=int),
+        f"the name of the changelog of table '{'t' * 240}' has 254 characters, at most 249 are "
+        f"allowed: 'app-{'t' * 36}'…",
     ),
     "dead letters by name into a source upstream": case(
         lambda: app.agent(

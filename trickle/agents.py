@@ -164,7 +164,8 @@ class Agent(Generic[V, K]):
                 await self._iterate(lane, call.scope)
         except Exception as error:
             if not lane.hand:
-                error.add_note(f"agent {self.name!r} failed between two events")
+                if not _is_located(error, self.name):  # a refused record's is
+                    error.add_note(f"{_failed(self.name)} between two events")
                 raise
             return error
         if call.scope.cancel_called and not call.told:
@@ -346,4 +347,12 @@ def _where(records: Sequence[Record]) -> str:
 
 def _locate(error: Exception, agent: str, records: Sequence[Record]) -> None:
     """Say where it happened: notes travel with the error, whatever group it ends up in."""
-    error.add_note(f"agent {agent!r} failed at {_where(records)}")
+    error.add_note(f"{_failed(agent)} at {_where(records)}")
+
+
+def _is_located(error: Exception, agent: str) -> bool:
+    return any(note.startswith(_failed(agent)) for note in getattr(error, "__notes__", ()))
+
+
+def _failed(agent: str) -> str:
+    return f"agent {agent!r} failed"

@@ -161,6 +161,7 @@ class App:
         topic: Topic[Any, Any] = Topic(
             name,
             app_id=self.id,
+            app=self,
             key=key,
             value=value,
             key_serializer=key_serializer,
@@ -209,6 +210,7 @@ class App:
         table: Table[KT, VT] = Table(
             name,
             app_id=self.id,
+            app=self,
             key=key,
             value=value,
             default=default,
@@ -399,6 +401,7 @@ class App:
         """Return all that is defined so far, as a Run takes it."""
         return Definitions(
             id=self.id,
+            app=self,
             topics=tuple(self._topics.values()),
             agents=tuple(self._agents.values()),
             tables=tuple(self._tables.values()),
@@ -472,7 +475,9 @@ class App:
         name = policy.topic if policy.topic is not None else f"{self.id}-{agent}-dead-letters"
         if name in self._topics:
             return _kept_for_ever(self._topics[name])
-        letters: Topic[Any, Any] = Topic(name, app_id=self.id, key=bytes | None, value=bytes | None)
+        letters: Topic[Any, Any] = Topic(
+            name, app_id=self.id, app=self, key=bytes | None, value=bytes | None
+        )
         self._add_topic(_kept_for_ever(letters))
         self._letters.add(name)
         return letters

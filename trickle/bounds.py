@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from trickle.exceptions import RecordRefused, UsageError
-from trickle.types import Headers
+from trickle.types import Headers, Partitioner
 from trickle.utils.values import is_whole
 
-__all__ = ["SMALL", "check_partition", "check_size"]
+__all__ = ["SMALL", "check_partition", "check_size", "choose_partition"]
 
 SMALL = 450
 """Bytes of a key, and of a value, that nobody compares with a limit: a kilobyte together.
@@ -58,3 +58,23 @@ def check_partition(topic: str, partition: int, count: int | None) -> None:
             f"topic {topic!r} has the partitions 0 to {count - 1}: "
             f"partition={partition} does not exist"
         )
+
+
+def choose_partition(topic: str, partitioner: Partitioner, key: bytes | None, count: int) -> int:
+    """Return what a partitioner of the user's makes of a key.
+
+    Raises:
+        UsageError: it is no partition.
+    """
+    try:
+        partition = partitioner(key, count)
+    except Exception as error:
+        raise UsageError(
+            f"topic {topic!r}: its partitioner failed for the key {key!r}: {error!r}"
+        ) from error
+    if not is_whole(partition, at_least=0) or partition >= count:
+        raise UsageError(
+            f"topic {topic!r}: its partitioner returned {partition!r} for the key {key!r}: "
+            f"it must return a whole number from 0 to {count - 1}"
+        )
+    return partition

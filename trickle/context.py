@@ -80,18 +80,18 @@ class Outlets:
 
     Args:
         innermost: for topics of no app that runs here.
-        by_app: by the apps' ids.
+        by_app: by the apps themselves: two of them may have one id.
     """
 
     __slots__ = ("by_app", "innermost")
 
-    def __init__(self, innermost: Outlet | None, by_app: Mapping[str, Outlet]) -> None:
+    def __init__(self, innermost: Outlet | None, by_app: Mapping[object, Outlet]) -> None:
         self.innermost = innermost
         self.by_app = by_app
 
-    def of(self, app_id: str) -> Outlet | None:
+    def of(self, app: object) -> Outlet | None:
         """Return the way out for an app's topics."""
-        return self.by_app.get(app_id, self.innermost)
+        return self.by_app.get(app, self.innermost)
 
 
 class Written(Protocol):
@@ -229,13 +229,14 @@ _NOT_YET: dict[Any, Any] = {}  # the shards of a turn before its first event
 class Child:
     """What the context of a child task names: a turn, and the event that it was started in."""
 
-    __slots__ = ("number", "turn")
+    __slots__ = ("number", "outside", "turn")
     shards: ClassVar[dict[Any, Any]] = _NO_SHARDS  # a table looks no further than here at first
     own: ClassVar[None] = None
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.number = turn.number
+        self.outside = not turn.hand
 
 
 CURRENT: ContextVar[Turn | Child | None] = ContextVar("trickle.turn", default=None)
@@ -257,6 +258,12 @@ def current_turn() -> Turn | None:
     if turn.shards is _NOT_YET:
         return None
     if turn.shut_out or (isinstance(found, Child) and found.number != turn.number):
+        if isinstance(found, Child) and found.outside:
+            raise EventSettledError(
+                f"this task of {turn.agent!r} was started outside of any event, so nothing that it "
+                "sends or writes is part of one, and it could be lost: start it inside the event, "
+                "or let it be an @app.task"
+            )
         raise EventSettledError(
             f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "
             "written now could be lost; do it before the event ends (a task: open its nursery "

@@ -43,6 +43,7 @@ class Definitions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: the app's.
+        app: itself, by which its topics and tables find their Run.
         topics: the user's, repartition topics, those of dead letters.
         agents: upstream first, internal ones included.
         tasks: functions that run once.
@@ -50,6 +51,7 @@ class Definitions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
+    app: object
     topics: tuple[Topic[Any, Any], ...]
     agents: tuple[Agent[Any, Any], ...]
     tables: tuple[Table[Any, Any], ...]

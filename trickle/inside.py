@@ -19,22 +19,23 @@ __all__ = ["inside"]
 class _Holders:
     """The tables of all apps that run around a block; a Holder itself."""
 
-    def __init__(self, innermost: Holder | None, by_app: Mapping[str, Holder | None]) -> None:
+    def __init__(self, innermost: Holder | None, by_app: Mapping[object, Holder | None]) -> None:
         self.innermost = innermost
         self.by_app = by_app
 
     def shards_of(self, table: Table[Any, Any]) -> Sequence[Committed]:
-        holder = self.by_app.get(table.app_id, self.innermost)
+        holder = self.by_app.get(table.app, self.innermost)
         if holder is None:
             raise foreign_table(table)
         return holder.shards_of(table)
 
 
 @contextmanager
-def inside(app_id: str, outlet: Outlet | None, holder: Holder | None) -> Generator[None]:
+def inside(app: object, outlet: Outlet | None, holder: Holder | None) -> Generator[None]:
     """Let what the block sends and reads find the Run of an app.
 
     Args:
+        app: what its topics and tables name as theirs; not its id, which another may have as well.
         outlet: the Run's way out.
         holder: its tables; None where it has none.
     """
@@ -42,8 +43,8 @@ def inside(app_id: str, outlet: Outlet | None, holder: Holder | None) -> Generat
     outlets = dict(outer.by_app) if isinstance(outer, Outlets) else {}
     holders = dict(around.by_app) if isinstance(around, _Holders) else {}
     if outlet is not None:
-        outlets[app_id] = outlet
-    holders[app_id] = holder
+        outlets[app] = outlet
+    holders[app] = holder
     sends = OUTLET.set(Outlets(outlet, outlets))
     reads = HOLDER.set(_Holders(holder, holders))
     try:

@@ -13,6 +13,7 @@ from trickle.exceptions import DefinitionError
 from trickle.topics import Topic
 from trickle.types import Duration
 from trickle.utils.durations import seconds
+from trickle.utils.names import check_name
 from trickle.utils.values import is_whole
 
 __all__ = ["DeadLetter", "Policy", "Retry", "Skip", "Stop"]
@@ -37,6 +38,10 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """
 
     topic: Topic[Any, Any] | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.topic is not None and not isinstance(self.topic, Topic):
+            check_name(self.topic, what="DeadLetter(topic)")
 
 
 class Retry(msgspec.Struct, frozen=True):

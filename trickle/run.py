@@ -489,7 +489,7 @@ async def open_run(
         async with trio.open_nursery() as nursery:
             await nursery.start(run.run)
             try:
-                with inside(definitions.id, run.producer, run.holder), guard.block():
+                with inside(definitions.app, run.producer, run.holder), guard.block():
                     yield run
             finally:
                 run.stop()

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, NoReturn, cast, overload
 import msgspec
 from typing_extensions import TypeForm, TypeVar
 
-from trickle.bounds import SMALL, check_partition, check_size
+from trickle.bounds import SMALL, check_partition, check_size, choose_partition
 from trickle.context import OUTLET, Effect, Outlet, Outlets, Turn, current_turn
 from trickle.exceptions import DefinitionError, EncodeError, UsageError
 from trickle.metadata import pack_headers, timestamp_to_ms
@@ -158,6 +158,7 @@ class Source(Generic[V, K]):
         target: Topic[Any, Any] = Topic(
             f"{first.app_id}-{name}-repartition",
             app_id=first.app_id,
+            app=first.app,
             key=cast("TypeForm[Any]", found or Any),
             key_serializer=None if found else UntypedKey(),
             value=cast("TypeForm[Any]", value or Any),
@@ -207,6 +208,7 @@ class Topic(Source[V, K]):
         name: str,
         *,
         app_id: str,
+        app: object = None,
         key: TypeForm[K] | None = None,
         value: TypeForm[V] | None = None,
         key_serializer: str | Codec | None = None,
@@ -240,6 +242,7 @@ class Topic(Source[V, K]):
                 )
         self.name = name
         self.app_id = app_id
+        self.app = app
         self.key_type: object = bytes if key is None else key
         self.value_type: object = bytes | None if value is None else value
         self.value_serializer = value_serializer
@@ -425,9 +428,7 @@ class Topic(Source[V, K]):
         partition: int | None = None,
     ) -> Effect:
         """Make an effect of wire bytes, checked against what the topic takes."""
-        outlet = OUTLET.get()
-        if isinstance(outlet, Outlets):
-            outlet = outlet.of(self.app_id)
+        outlet = _outlet_of(self)
         if outlet is not None:
             count, limit = outlet.bounds(self.name)
             if limit is not None:
@@ -444,20 +445,8 @@ class Topic(Source[V, K]):
         Raises:
             UsageError: it is no partition.
         """
-        if self.partitioner is None:
-            return None
-        try:
-            partition = self.partitioner(key, count)
-        except Exception as error:
-            raise UsageError(
-                f"topic {self.name!r}: its partitioner failed for the key {key!r}: {error!r}"
-            ) from error
-        if not is_whole(partition, at_least=0) or partition >= count:
-            raise UsageError(
-                f"topic {self.name!r}: its partitioner returned {partition!r} for the key {key!r}: "
-                f"it must return a whole number from 0 to {count - 1}"
-            )
-        return partition
+        own = self.partitioner
+        return None if own is None else choose_partition(self.name, own, key, count)
 
     def encode_value(self, value: V) -> bytes | None:
         """Return a value's wire bytes.
@@ -485,10 +474,13 @@ class Topic(Source[V, K]):
         return EncodeError(f"topic {self.name!r}, {what}: {error}")
 
 
+def _outlet_of(topic: Topic[Any, Any]) -> Outlet | None:
+    found = OUTLET.get()
+    return found.of(topic.app) if isinstance(found, Outlets) else found
+
+
 def _outlet(topic: Topic[Any, Any]) -> Outlet:
-    outlet = OUTLET.get()
-    if isinstance(outlet, Outlets):
-        outlet = outlet.of(topic.app_id)
+    outlet = _outlet_of(topic)
     if outlet is None:
         raise UsageError(
             f"topic {topic.name!r} cannot be sent to: no app is running here; "

@@ -43,7 +43,7 @@ from trickle.app import App
 from trickle.config import Resolved
 from trickle.run import Run, Surroundings
 from trickle.service import Service
-from trickle.utils.memory import bound_arenas, give_back
+from trickle.utils.memory import bound_heap, give_back
 
 __all__ = [
     "EXIT_STOPPED",
@@ -195,7 +195,7 @@ class Worker(Service):
         """Run until stopped; what the Run raises leaves from here."""
         self._started_at = time.monotonic()
         if self._whole:
-            bound_arenas()
+            bound_heap()
             self.nursery.start_soon(self._stay_small)
         run = Run(self._app.definitions(), self._resolved, Surroundings(), client=False)
         self._children.append(run)

@@ -56,6 +56,17 @@ async def test_one_apps_block_in_anothers() -> None:
         await one.numbers.send(1)
 
 
+async def test_two_apps_of_one_id_as_on_two_clusters() -> None:
+    one, two = Counting("same"), Counting("same")
+    async with one.app.run(), two.app.run():
+        await one.numbers.send(1, key="k")
+        one.numbers.send_nowait(2, key="k")
+        assert await one.numbers.send_all([("k", 4)]) == 1
+        await two.numbers.send(8, key="k")
+        await one.summed("k", 7)
+        await two.summed("k", 8)
+
+
 async def test_the_same_app_twice() -> None:
     one = Counting("one")
     async with one.app.run(), one.app.run():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -219,6 +219,9 @@ HELPERS: dict[str, Callable[[Any, Any], Any]] = {
     "t.sent('source'): that is no topic: give one of app.topic(…)": lambda t, _: t.sent("source"),
     "t.send('source'): that is no topic: give one of app.topic(…)": (
         lambda t, _: t.send("source", "a")
+    ),
+    "testing.run('app'): that is no app: give a trickle.App": (
+        lambda _, __: trickle.testing.run(cast("Any", "app")).__aenter__()
     ),
     "testing.run(workers=0): give a whole number, 1 or more": (
         lambda _, app: trickle.testing.run(app, workers=0).__aenter__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -469,3 +471,16 @@ async def test_a_reader_takes_no_worker_s_place(tmp_path: Path) -> None:
         await reader.hear(b"2001\n")
         await environment.close()
     assert sorted(p.name for p in path.parent.iterdir() if p.is_dir()) == ["0"]
+
+
+async def test_what_is_closed_leaves_nothing_for_the_collector(tmp_path: Path) -> None:
+    async with running(LmdbStore(tmp_path)) as store:
+        environment = await store.open(1, 0, ["t"])
+        table = weakref.ref(environment.tables["t"])
+        gc.disable()
+        try:
+            await environment.close()
+            del environment
+            assert table() is None
+        finally:
+            gc.enable()

@@ -204,8 +204,7 @@ class _Handle:
 
     def write(self, writes: Sequence[TableWrite]) -> None:
         """Write in one transaction."""
-        last_page = self.env.info()["last_pgno"]
-        if last_page > self._last_page:  # it grows: perhaps because of a reader that died
+        if (last_page := self.env.info()["last_pgno"]) > self._last_page:  # by a dead reader?
             self._last_page = last_page
             self.free_readers()
         with self.begin(write=True) as txn:
@@ -315,6 +314,7 @@ class _Environment:
             # To the disk, so that a machine that stops later finds what the state file promises.
             handle.env.sync(True)
             handle.env.close()
+            handle.tables = {}  # else each would know the other, until the collector comes
             if self._home.data_file.exists():
                 mark_closed(self._home.path)
         except (lmdb.Error, OSError) as error:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import trio
 
+from trickle.context import CURRENT, Child, Turn
+from trickle.exceptions import UsageError
+
 __all__ = ["FunctionCall"]
 
 
@@ -13,13 +16,36 @@ class FunctionCall:
     Attributes:
         scope: around the call; cancelled where an event takes too long, or the call does not end.
         told: its iteration has ended once.
+        taker: the child task that iterates in its place, if one does.
     """
 
-    __slots__ = ("scope", "told")
+    __slots__ = ("scope", "taker", "told")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.told = False
+        self.taker: Child | None = None
+
+    def take(self, turn: Turn) -> None:
+        """The running task takes an event: what it does from now on is part of that.
+
+        A child task may iterate in the call's place, as beside one that beats time. Two that
+        iterate at once would settle each other's events; that is seen here, once a chunk.
+
+        Raises:
+            UsageError: it is the second task that iterates.
+        """
+        task = CURRENT.get()
+        if not isinstance(task, Child) or task.turn is not turn:
+            return
+        if turn.hand or task.number != turn.number or self.taker is not None:
+            raise UsageError(
+                f"agent {turn.agent!r}: a second task iterates the stream, and would settle what "
+                "the first one has in hand: iterate it in one task, and raise concurrency= to "
+                "handle several events at a time"
+            )
+        self.taker = task
+        CURRENT.set(turn)
 
     async def end(self) -> None:
         """Let the iteration end. A function that begins another one, for ever, is cancelled."""

@@ -124,7 +124,14 @@ class Event(msgspec.Struct, Generic[V, K], gc=False, eq=False):
         """Send the record as it came, byte by byte, to another topic, as an effect of this event.
 
         It joins the event's effects at once; awaiting the result is allowed and does not wait.
+
+        Raises:
+            UsageError: it is no topic.
         """
+        if not hasattr(topic, "effect_of_bytes"):
+            raise UsageError(
+                f"event.forward({topic!r}): that is no topic: give one of app.topic(…)"
+            )
         self._in_hand("forwarded")
         record = self.record
         stamp = record.timestamp_ms if record.timestamp_ms >= 0 else None

@@ -124,6 +124,7 @@ class Table(MutableMapping[K, V]):
         name: str,
         *,
         app_id: str,
+        app: object = None,
         key: TypeForm[K],
         value: TypeForm[V],
         default: Callable[[], V] | None = None,
@@ -147,7 +148,10 @@ class Table(MutableMapping[K, V]):
             )
         self.name = name
         self.app_id = app_id
-        self.changelog = f"{app_id}-{name}-changelog"
+        self.app = app
+        self.changelog = check_name(
+            f"{app_id}-{name}-changelog", what=f"the name of the changelog of table {name!r}"
+        )
         self.key_type: object = key
         self.value_type: object = value
         self.default = default

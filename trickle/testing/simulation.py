@@ -414,6 +414,8 @@ async def run(
     Raises:
         UsageError: the Trio run has no virtual clock, or an argument is wrong.
     """
+    if not isinstance(app, App):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"testing.run({app!r}): that is no app: give a trickle.App")
     if not is_whole(workers, at_least=1):
         raise UsageError(f"testing.run(workers={workers!r}): give a whole number, 1 or more")
     for name in ("broker", "store", "web"):
@@ -437,7 +439,7 @@ async def run(
             simulation.producer = await stack.enter_async_context(
                 transport.producer(ProducerOptions())
             )
-            stack.enter_context(inside(app.id, _Outlet(simulation), simulation))
+            stack.enter_context(inside(app, _Outlet(simulation), simulation))
             try:
                 await simulation.rebalance(workers=workers)
                 with guard.block():
