@@ -112,7 +112,10 @@ HOLDER: ContextVar[Holder | None] = ContextVar("trickle.tables", default=None)
 class Table(MutableMapping[K, V]):
     """A table: its name, its types, and where its keys belong.
 
-    Made by :meth:`App.table`, whose docstring tells the arguments.
+    Made by :meth:`App.table`, whose docstring tells the arguments. A value that can be changed in
+    place (a list, a Model) is the event's own copy: to change it is to write, until the event
+    settles. What a program keeps of it beyond that is no longer the table's; take it anew in each
+    event.
 
     Attributes:
         changelog: the name of the topic that keeps it.
