@@ -365,3 +365,15 @@ async def test_each_error_of_a_test_tells_its_seed(mock_clock: MockClock) -> Non
         async with trickle.testing.run(trickle.App("app"), seed=77):
             raise LookupError
     assert raised.value.__notes__ == ["trickle.testing.run(…, seed=77)"]
+
+
+async def test_a_null_hides_no_record_of_a_topic_whose_type_has_none(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1, key="k")
+        await t.send(source, cast("Any", None), key="k")
+        await t.send(source, 2, key="k")
+        assert [event.value for event in t.sent(source)] == [1, None, 2]

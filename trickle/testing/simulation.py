@@ -166,11 +166,16 @@ class Simulation:
         return await self.producer.send(*effect)
 
     def sent(self, topic: Topic[V, K]) -> list[Event[V, K]]:
-        """Return all committed records of a topic as events, in offset order per partition."""
+        """Return all committed records of a topic as events, in offset order per partition.
+
+        The value of a null is None, whatever the topic's type.
+        """
         _check_topic("sent", topic)
         events: list[Event[V, K]] = []
         for record in self.broker.records(topic.name):
-            value = topic.value_codec.decode(record.value)
+            value: Any = None
+            if record.value is not None:
+                value = topic.value_codec.decode(record.value)
             events.append(Event(value, topic.key_codec, None, RecordBatch([record]), 0, 0))
         return events
 
