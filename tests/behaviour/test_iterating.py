@@ -49,6 +49,37 @@ async def test_a_child_task_may_iterate_beside_another(mock_clock: MockClock) ->
         assert [record.value for record in t.sent(sink)] == list(range(1000))
 
 
+async def test_child_tasks_may_iterate_one_after_the_other(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=int, partitions=1)
+    counts = app.table("counts", key=str, value=int, default=int)
+    seen: list[int] = []
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int, str]) -> None:
+        async def rest_of_a_chunk() -> None:
+            async for key, value in stream.items():
+                seen.append(value)
+                if value % 2:
+                    counts[key] += 1  # not the first one that a child takes from a chunk in hand
+                if value % 100 == 99:
+                    break
+
+        for _ in range(4):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rest_of_a_chunk)
+        async for _ in stream:
+            pass
+
+    async with trickle.testing.run(app) as t:
+        for value in range(400):
+            await t.send(source, value, key="k")
+            if value % 100 == 99:
+                await t.settled()
+        assert dict(counts) == {"k": 200}
+    assert seen == list(range(400))
+
+
 async def test_two_tasks_that_iterate_one_stream_are_told(mock_clock: MockClock) -> None:
     app = trickle.App("app")
     source = app.topic("source", value=int, partitions=1)

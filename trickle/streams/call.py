@@ -24,27 +24,27 @@ class FunctionCall:
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.told = False
-        self.taker: Child | None = None
+        self.taker: trio.lowlevel.Task | None = None
 
     def take(self, turn: Turn) -> None:
         """The running task takes an event: what it does from now on is part of that.
 
-        A child task may iterate in the call's place, as beside one that beats time. Two that
-        iterate at once would settle each other's events; that is seen here, once a chunk.
+        A child task may iterate in the call's place, as beside one that beats time, or several, one
+        after the other. Two at once would settle each other's events; it is seen once a chunk.
 
         Raises:
             UsageError: it is the second task that iterates.
         """
-        task = CURRENT.get()
-        if not isinstance(task, Child) or task.turn is not turn:
+        found = CURRENT.get()
+        if not isinstance(found, Child) or found.turn is not turn:
             return
-        if turn.hand or task.number != turn.number or self.taker is not None:
+        if self.taker is not None and not _has_ended(self.taker):
             raise UsageError(
                 f"agent {turn.agent!r}: a second task iterates the stream, and would settle what "
                 "the first one has in hand: iterate it in one task, and raise concurrency= to "
                 "handle several events at a time"
             )
-        self.taker = task
+        self.taker = trio.lowlevel.current_task()
         CURRENT.set(turn)
 
     async def end(self) -> None:
@@ -53,3 +53,7 @@ class FunctionCall:
             self.scope.cancel()
         self.told = True
         await trio.lowlevel.checkpoint()
+
+
+def _has_ended(task: trio.lowlevel.Task) -> bool:
+    return getattr(task.coro, "cr_frame", None) is None
