@@ -62,7 +62,7 @@ CHANGELOG_HEADERS: Headers = ((_FORMAT_HEADER, str(FORMAT_VERSION).encode()),)
 MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, bytes | None]]] = {}
 """From older formats (the header's value) to this one: (key, value) to (key, value)."""
 
-_WRITE_RECORDS = 5_000
+_WRITE_RECORDS = 2_000
 _WRITE_BYTES = 8 << 20  # of each partition number: all of them recover at once
 _REPORT_INTERVAL = 5.0
 _ATTEMPTS = 5

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import deque
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from confluent_kafka import KafkaError, KafkaException
 
 from tests.transport.helpers import declared, produce
 from trickle.context import Effect
@@ -63,6 +66,31 @@ async def test_what_a_replaced_client_had_is_not_told_as_delivered() -> None:
                 delivery.produce_all(deque(small(1)), 1)
                 with pytest.raises(CommitFailed, match="made anew"):
                     await delivery.delivered()
+
+
+class Name(str):
+    """A header's name, whose end shows."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def test_what_the_client_does_not_take_is_let_go_without_a_collector() -> None:
+    def refuse(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))  # pyright: ignore[reportPrivateUsage]
+
+    async with producer() as client:
+        name = Name("header")
+        gone = weakref.ref(name)
+        effects: deque[Effect] = deque([("topic", None, b"k", b"v", ((name, b""),), 1)])
+        del name
+        client._produce = refuse  # pyright: ignore[reportPrivateUsage]
+        gc.disable()
+        try:
+            client.produce_all(effects, 1)
+            assert not effects
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 async def test_a_linger_ms_that_is_no_number_is_told() -> None:

@@ -229,7 +229,10 @@ class KafkaProducer:
                     effects.popleft()
             if error is not None:
                 topic, partition, *_ = effects[0]
-                fates.errors.setdefault(_lost(error, topic, partition), None)
+                try:
+                    fates.errors.setdefault(_lost(error, topic, partition), None)
+                finally:
+                    error = None  # it knows this frame, and with it the portion
                 effects.popleft()
                 return
         if last and self.produce(*effects[0], report=fates.watched):

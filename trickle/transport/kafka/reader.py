@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["KafkaReader", "open_reader"]
 
 _BUFFER_BYTES = 64 << 20
-_CONSUME_MAX = 2_000
+_CONSUME_MAX = 1_000
 _POLL = 0.1  # seconds in the thread for one request of fetch
 _WATERMARK_TIMEOUT = 5.0
 _CLOSE_TIMEOUT = 2.0
