@@ -194,7 +194,7 @@ CASES = {
     ),
     "an empty name of dead letters": case(
         lambda: app.agent(topic, on_error=trickle.DeadLetter(""))(good),
-        "DeadLetter(topic) is empty: give it at least one letter or digit",
+        "DeadLetter(…): a topic, or its name, is empty: give it at least one letter or digit",
     ),
     "an empty name of a through": case(
         lambda: topic.through(other(), name=""),
@@ -234,7 +234,8 @@ CASES = {
         f"agent 'good': its dead letters go to topic 'topic', {LETTERS}",
     ),
     "dead letters that go to no topic": case(
-        lambda: trickle.DeadLetter(cast("Any", 3)), "DeadLetter(topic) must be a str, not int: 3"
+        lambda: trickle.DeadLetter(cast("Any", 3)),
+        "DeadLetter(…): a topic, or its name, must be a str, not int: 3",
     ),
     "a table whose changelog Kafka could not name": case(
         lambda: app.table("t" * 240, key=str, value=int),

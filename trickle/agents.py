@@ -351,7 +351,12 @@ def _locate(error: Exception, agent: str, records: Sequence[Record]) -> None:
 
 
 def _is_located(error: Exception, agent: str) -> bool:
-    return any(note.startswith(_failed(agent)) for note in getattr(error, "__notes__", ()))
+    if any(note.startswith(_failed(agent)) for note in getattr(error, "__notes__", ())):
+        return True
+    if not isinstance(error, ExceptionGroup):
+        return False
+    inner = cast("ExceptionGroup[Exception]", error).exceptions
+    return any(_is_located(one, agent) for one in inner)
 
 
 def _failed(agent: str) -> str:

@@ -260,9 +260,9 @@ def current_turn() -> Turn | None:
     if turn.shut_out or (isinstance(found, Child) and found.number != turn.number):
         if isinstance(found, Child) and found.outside:
             raise EventSettledError(
-                f"this task of {turn.agent!r} was started outside of any event, so nothing that it "
-                "sends or writes is part of one, and it could be lost: start it inside the event, "
-                "or let it be an @app.task"
+                f"this task of {turn.agent!r} was started outside of any event, so what it sends "
+                "or writes now is part of none, and could be lost: iterate the stream in the agent's "
+                "own task, start others inside the event, or let them be an @app.task"
             )
         raise EventSettledError(
             f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "

@@ -41,7 +41,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.topic is not None and not isinstance(self.topic, Topic):
-            check_name(self.topic, what="DeadLetter(topic)")
+            check_name(self.topic, what="DeadLetter(…): a topic, or its name,")
 
 
 class Retry(msgspec.Struct, frozen=True):

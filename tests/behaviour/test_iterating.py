@@ -1,4 +1,4 @@
-"""Who iterates an agent's stream: the agent itself, or one task that it starts."""
+"""Tasks that an agent starts outside of its events, and where its errors are said to be."""
 
 from __future__ import annotations
 
@@ -12,90 +12,28 @@ import trickle
 import trickle.testing
 
 
-async def test_a_child_task_may_iterate_beside_another(mock_clock: MockClock) -> None:
+async def test_a_child_task_that_iterates_is_told_what_to_do(mock_clock: MockClock) -> None:
     app = trickle.App("app")
     source = app.topic("source", key=str, value=int, partitions=1)
-    sink = app.topic("sink", key=str, value=int, partitions=1)
     counts = app.table("counts", key=str, value=int, default=int)
-    failed: list[int] = []
 
-    @app.agent(source, on_error=trickle.Retry(1, backoff=0))
+    @app.agent(source)
     async def work(stream: trickle.Stream[int, str]) -> None:
-        async def beat() -> None:
-            await trio.sleep_forever()
-
         async def consume() -> None:
-            async for key, value in stream.items():
+            async for key, _ in stream.items():
                 counts[key] += 1
-                sink.send_nowait(value, key=key)
-                if value == 3 and not failed:
-                    failed.append(value)
-                    raise ValueError("the first time")
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat)
-            nursery.start_soon(consume)
-
-    async with trickle.testing.run(app) as t:
-        for value in range(5):
-            await t.send(source, value, key="k")
-        await t.crash()
-        for value in range(5, 1000):
-            await t.send(source, value, key="k")
-        await t.settled()
-        assert failed == [3]
-        assert dict(counts) == {"k": 1000}
-        assert [record.value for record in t.sent(sink)] == list(range(1000))
-
-
-async def test_child_tasks_may_iterate_one_after_the_other(mock_clock: MockClock) -> None:
-    app = trickle.App("app")
-    source = app.topic("source", key=str, value=int, partitions=1)
-    counts = app.table("counts", key=str, value=int, default=int)
-    seen: list[int] = []
-
-    @app.agent(source)
-    async def work(stream: trickle.Stream[int, str]) -> None:
-        async def rest_of_a_chunk() -> None:
-            async for key, value in stream.items():
-                seen.append(value)
-                if value % 2:
-                    counts[key] += 1  # not the first one that a child takes from a chunk in hand
-                if value % 100 == 99:
-                    break
-
-        for _ in range(4):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rest_of_a_chunk)
-        async for _ in stream:
-            pass
-
-    async with trickle.testing.run(app) as t:
-        for value in range(400):
-            await t.send(source, value, key="k")
-            if value % 100 == 99:
-                await t.settled()
-        assert dict(counts) == {"k": 200}
-    assert seen == list(range(400))
-
-
-async def test_two_tasks_that_iterate_one_stream_are_told(mock_clock: MockClock) -> None:
-    app = trickle.App("app")
-    source = app.topic("source", value=int, partitions=1)
-
-    @app.agent(source)
-    async def work(stream: trickle.Stream[int]) -> None:
-        async def consume() -> None:
-            async for _ in stream:
-                await trio.lowlevel.checkpoint()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(consume)
-            nursery.start_soon(consume)
 
-    with pytest.raises(trickle.UsageError, match=r"^agent 'work': a second task iterates"):
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(
+            trickle.EventSettledError, match="iterate the stream in the agent's own task"
+        ),
+        flatten_subgroups=True,
+    ):
         async with trickle.testing.run(app) as t:
+            await t.send(source, 1, key="k")
             await t.settled()
 
 

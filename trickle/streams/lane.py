@@ -281,10 +281,7 @@ class Lane(Turn):
         Raises:
             StopAsyncIteration: the lane is to end.
             OutOfPatience: a group's time is over.
-            UsageError: another task iterates as well.
         """
-        if not self.stopping:
-            self.call.take(self)
         if not keep:
             self.finish()
         while True:

@@ -37,21 +37,26 @@ def bound_heap() -> None:
     raises the size from which blocks come from the system once such a block was freed; the next one
     is cut from the heap, and cleared: an environment that was opened again took 2.1 MB, not 0.1.
 
-    Of no effect where ``MALLOC_ARENA_MAX`` and ``MALLOC_MMAP_THRESHOLD_`` say otherwise.
+    What the environment says goes before, by glibc's variables or its tunables.
     """
+    if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     with suppress(AttributeError, OSError, TypeError):
         tell = ctypes.CDLL(None).mallopt
-        if not os.environ.get("MALLOC_ARENA_MAX"):
-            tell(_M_ARENA_MAX, ARENAS_MAX)
-        if not os.environ.get("MALLOC_MMAP_THRESHOLD_"):
-            tell(_M_MMAP_THRESHOLD, MAPPED_BYTES)
-            tell(_M_TRIM_THRESHOLD, 2 * MAPPED_BYTES)  # as glibc has it, were it left to itself
+        for variable, option, value in (
+            ("MALLOC_ARENA_MAX", _M_ARENA_MAX, ARENAS_MAX),
+            ("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD, MAPPED_BYTES),
+            # As glibc has it, were it left to itself
+            ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD, 2 * MAPPED_BYTES),
+        ):
+            if not os.environ.get(variable):
+                tell(option, value)
 
 
 async def give_back(period: float = PERIOD_S) -> None:
     """Give free memory back to the system, every so many seconds, until cancelled.
 
-    What refers to itself goes first, where it is young. A worker that is told to collect it seldom,
+    What refers to itself goes first, unless it is old. A worker that is told to collect it seldom,
     and has little to do, does not come to that for an hour; it takes milliseconds.
 
     By itself glibc gives back what lies free at the end of an arena. Recoveries and floods leave
@@ -63,7 +68,7 @@ async def give_back(period: float = PERIOD_S) -> None:
     async with open_bridge("trickle-memory", close_timeout=0) as bridge:
         while True:
             await trio.sleep(period)
-            gc.collect(0)
+            gc.collect(1)
             await bridge.call(trim, 0)
 
 

@@ -70,7 +70,8 @@ def test_a_reader_of_many_small_records_stays_small(kafka_broker: KafkaBroker) -
     command = [sys.executable, "-c", PROGRAM, kafka_broker.url, topic]
     run = subprocess.run(
         [*command, str(PARTITIONS), str(RECORDS)],
-        capture_output=True, text=True, timeout=60, check=True, cwd=Path.cwd(),
+        capture_output=True, text=True, timeout=60, check=False, cwd=Path.cwd(),
     )  # fmt: skip
+    assert run.returncode == 0, run.stderr
     grown_kib = int(run.stdout)
     assert grown_kib < 90_000  # 150,000 and more by the defaults of the client
