@@ -261,8 +261,8 @@ def current_turn() -> Turn | None:
         if isinstance(found, Child) and found.outside:
             raise EventSettledError(
                 f"this task of {turn.agent!r} was started outside of any event, so what it sends "
-                "or writes now is part of none, and could be lost: iterate the stream in the agent's "
-                "own task, start others inside the event, or let them be an @app.task"
+                "or writes now is part of none, and could be lost: iterate the stream in the "
+                "agent's own task, start others inside the event, or let them be an @app.task"
             )
         raise EventSettledError(
             f"the event of {turn.agent!r} that this work is part of has settled: what is sent or "
