@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trickle.exceptions import DefinitionError
-from trickle.positions import METADATA_BYTES_MAX, Positions, check_names, read_positions
+from trickle.positions import (
+    METADATA_BYTES_MAX,
+    Positions,
+    check_names,
+    ends_beside,
+    read_positions,
+)
 from trickle.transport.contract import CommittedOffset
 
 AGENTS = ["quick", "slow", "ünïcode", "x" * 50]
@@ -118,3 +124,27 @@ def _fits(names: list[str]) -> bool:
 def test_metadata_of_another_making_counts_as_none() -> None:
     for metadata in ("", "{", "not json", '{"c": 5}', "[]", "\x00"):
         assert read_positions(CommittedOffset(7, metadata)) == Positions(7)
+
+
+@pytest.mark.parametrize("ends", [None, {}, {"counts": 7, "sums": 0}])
+def test_the_ends_of_changelogs_travel_and_are_of_one_commit(ends: dict[str, int] | None) -> None:
+    found = read_positions(Positions(5, ends=ends).write())
+    assert found.ends == ends
+    assert found.moved({"a": 6}, "me", released=False).ends is None
+
+
+def test_ends_that_have_no_room_are_left_out() -> None:
+    """Nobody fails for them: who recovers believes the changelogs to their ends."""
+    ends = {f"table-{number}": 1 << 40 for number in range(200)}
+    written = Positions(5, {"a": 7}, ends=ends).write()
+    assert len(written.metadata) <= METADATA_BYTES_MAX
+    assert read_positions(written) == Positions(5, {"a": 7})
+
+
+def test_ends_are_known_where_each_commit_tells_them() -> None:
+    """Of two partitions beside one table the last one to move tells where it ends."""
+    first, second = Positions(5, ends={"t": 10, "old": 3}), Positions(9, ends={"t": 12})
+    assert ends_beside([first, second]) == {"t": 12, "old": 3}
+    assert ends_beside([first, Positions(0, ends={})]) == {"t": 10, "old": 3}
+    # One that was committed by a transaction, or by another tool, may have moved last.
+    assert ends_beside([first, Positions(9)]) == {}

@@ -12,7 +12,7 @@ The steps, as they stand below in :meth:`Committer.commit`:
    never holds what the broker did not commit, so an unclean death needs no wipe.
 
 Under at-least-once, step 3 is: wait until effects and changelog are delivered, then commit the
-offsets.
+offsets, with where the changelogs end now: what is behind that does not count.
 
 A commit that fails ends the generation of every lane in it. Until the conductor has opened the
 next generation the committer is *broken*: it refuses to commit, for what has settled since then
@@ -44,7 +44,7 @@ from trickle.producer import Producer
 from trickle.refusals import Refusals
 from trickle.sensors import Sensor
 from trickle.service import Service
-from trickle.snapshots import Enrolled, Snapshot, settled_positions
+from trickle.snapshots import Enrolled, Snapshot, changed_shards, settled_positions
 from trickle.streams import Lane
 from trickle.streams.pace import CHUNK_MAX
 from trickle.types import TopicPartition
@@ -382,12 +382,8 @@ class Committer(Service):
         consumer = self._consumer
         taken = Snapshot(
             plan=consumer.plan(settled, releasing, beyond) if consumer is not None else {},
-            dirty=[
-                (TopicPartition(changelog, scope.number), shard, changes)
-                for scope in self._scopes
-                for changelog, shard in scope.changelogs.items()
-                if (changes := shard.snapshot()) is not None
-            ],
+            dirty=changed_shards(self._scopes),
+            scopes=tuple(self._scopes),
             events=self._events,
             size=self._producer.published_bytes,
             after=self._after,
@@ -405,18 +401,18 @@ class Committer(Service):
     async def _make_durable(self, taken: Snapshot) -> Mapping[TopicPartition, int]:
         """Steps 2 and 3: changelog, offsets, transaction; return where the changelogs end."""
         consumer = self._consumer
-        offsets = {partition: positions.write() for partition, positions in taken.plan.items()}
         changelog = (
             (partition.topic, partition.partition, pairs)
             for partition, _, changes in taken.dirty
             for pairs in changes.encoded()
         )
         if self._transactional:
-            member = consumer.member if consumer is not None and offsets else None
-            return await self._producer.commit(changelog, offsets, member, taken.mark)
+            member = consumer.member if consumer is not None and taken.plan else None
+            return await self._producer.commit(changelog, taken.offsets(), member, taken.mark)
         ends = await self._producer.commit(changelog, {}, None, None)
-        if consumer is not None and offsets:
-            await consumer.client.commit(offsets)
+        taken.note_ends(ends)
+        if consumer is not None and taken.plan:
+            await consumer.client.commit(taken.offsets())
         return ends
 
     def _failed(

@@ -40,7 +40,7 @@ from trickle.fencing import Fencing
 from trickle.inboxes import Inboxes
 from trickle.lanes import lanes_of
 from trickle.patience import patiently
-from trickle.positions import Positions
+from trickle.positions import Positions, ends_beside
 from trickle.producer import Producer
 from trickle.scope import Scope
 from trickle.sensors import Sensor
@@ -249,8 +249,9 @@ class Conductor(Service):
     ) -> None:
         tables = self._tables.get(scope.count, ())
         if tables:
+            ends = ends_beside(positions[at] for at in scope.partitions)
             scope.shards = await patiently(
-                lambda: self._manager.open(scope.count, scope.number, tables), self._patient
+                lambda: self._manager.open(scope.count, scope.number, tables, ends), self._patient
             )
             scope.changelogs = {table.changelog: shard for table, shard in scope.shards.items()}
         agents = {

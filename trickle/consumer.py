@@ -290,10 +290,10 @@ class Consumer(Service):
             topic_id = self._topics[partition.topic].topic_id
             positions = read_positions(found) if found is not None else None
             if positions is None:
-                positions = Positions(low)
+                positions = Positions(low, ends={})
                 if self._first_position == "latest" and partition not in added:
                     begun.append(partition)
-                    positions = Positions(high)
+                    positions = Positions(high, ends={})
             elif positions.topic_id not in {"", topic_id}:
                 begun.append(partition)
                 positions = self._moved(

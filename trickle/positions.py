@@ -9,12 +9,16 @@ It names the topic's identity as well, for a topic that was deleted and created 
 records at the same offsets; and how many partitions it had when this one was begun, for one that
 the topic has grown by since must not be begun at its end.
 
+Under at-least-once it tells where the changelogs beside the partition ended with the commit. What
+stands in them behind that, nobody has committed: it is what a dead worker had under way, or what
+one that stood still for longer than its session has written since (see :func:`ends_beside`).
+
 The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "n":
-partitions, "a": {agent: position}, "l": {agent: ranges}}``, with only those agents in it whose
-position lies above the committed offset. An agent that is not named is at the committed offset; so
-is a new one. One that this program does not know is carried on while its position lies above the
-offset, and holds nothing back. The ranges are those that an agent with concurrency has settled
-beyond its position, as :mod:`trickle.ledger` writes them.
+partitions, "a": {agent: position}, "l": {agent: ranges}, "e": {table: end}}``, with only those
+agents in it whose position lies above the committed offset. An agent that is not named is at the
+committed offset; so is a new one. One that this program does not know is carried on while its
+position lies above the offset, and holds nothing back. The ranges are those that an agent with
+concurrency has settled beyond its position, as :mod:`trickle.ledger` writes them.
 """
 
 from __future__ import annotations
@@ -27,10 +31,16 @@ from trickle.exceptions import DefinitionError
 from trickle.ledger import Ledger, Ranges, read_ranges, write_ranges
 from trickle.transport.contract import CommittedOffset
 
-__all__ = ["METADATA_BYTES_MAX", "Positions", "check_names", "read_positions"]
+__all__ = [
+    "METADATA_BYTES_MAX",
+    "Positions",
+    "check_names",
+    "ends_beside",
+    "read_positions",
+]
 
 METADATA_BYTES_MAX = 4000
-"""What trickle fills; ranges give way where it would be more."""
+"""What trickle fills; ranges give way where it would be more, and so do changelogs' ends."""
 
 _KAFKA_BYTES_MAX = 4095
 """Kafka's ``offset.metadata.max.bytes`` is 4,096 by default, and 4,095 pass (as measured)."""
@@ -44,6 +54,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     n: int = 0
     a: dict[str, int] = {}
     l: dict[str, str] = {}  # noqa: E741 - each byte counts
+    e: dict[str, int] | None = None
 
 
 _decode = msgspec.json.Decoder(_Wire).decode
@@ -62,6 +73,8 @@ class Positions(msgspec.Struct, frozen=True):
         program: what committed them, see :mod:`trickle.namesakes`.
         partitions: how many the topic had when this one was begun; 0 where it is not known.
         beyond: what agents have settled beyond their positions.
+        ends: where the changelogs beside it ended with the commit, by table; None where the commit
+            does not tell, as those of exactly-once.
     """
 
     offset: int
@@ -72,6 +85,7 @@ class Positions(msgspec.Struct, frozen=True):
     program: str = ""
     beyond: Mapping[str, Ranges] = {}
     partitions: int = 0
+    ends: Mapping[str, int] | None = None
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
@@ -132,7 +146,7 @@ class Positions(msgspec.Struct, frozen=True):
         released = int(self.released)
         return _Wire(
             self.committer, released, self.topic_id, self.program, self.partitions,
-            dict(self.agents), texts,
+            dict(self.agents), texts, None if self.ends is None else dict(self.ends),
         )  # fmt: skip
 
     def write(self) -> CommittedOffset:
@@ -142,7 +156,11 @@ class Positions(msgspec.Struct, frozen=True):
             DefinitionError: there are too many agents, with too long names.
         """
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in self.beyond.items()}
-        metadata = _encode(self._wire(texts))
+        wire = self._wire(texts)
+        metadata = _encode(wire)
+        if len(metadata) > METADATA_BYTES_MAX and wire.e is not None:
+            wire.e = None
+            metadata = _encode(wire)
         if len(metadata) > _KAFKA_BYTES_MAX:
             names = sorted(self.agents.keys() | texts.keys())
             raise DefinitionError(
@@ -178,4 +196,23 @@ def read_positions(committed: CommittedOffset) -> Positions:
         }
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
-    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n)
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n, wire.e)
+
+
+def ends_beside(positions: Iterable[Positions]) -> dict[str, int]:
+    """Return where changelogs ended with the last commit, by table; empty where it is not known.
+
+    Who is in the group no more cannot commit offsets, though what it had handed to the broker may
+    yet arrive. So the ends that offsets were committed with tell which records count.
+
+    Args:
+        positions: of all partitions that have a part in the tables. One whose commit does not
+            tell may have been the last to move.
+    """
+    known: dict[str, int] = {}
+    for one in positions:
+        if one.ends is None:
+            return {}
+        for table, end in one.ends.items():
+            known[table] = max(end, known.get(table, 0))
+    return known

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from msgspec import structs
 
 from trickle.calls import Call
 from trickle.context import Effect
+from trickle.exceptions import CommitFailed
 from trickle.ledger import Ranges
 from trickle.positions import Positions
 from trickle.streams import ConcurrentLane, Lane
 from trickle.tables import Changes, Shard
-from trickle.transport.contract import Mark
+from trickle.transport.contract import CommittedOffset, Mark
 from trickle.types import TopicPartition
 
-__all__ = ["Enrolled", "Snapshot", "settled_positions"]
+__all__ = ["Enrolled", "Snapshot", "changed_shards", "settled_positions"]
 
 
 class Enrolled(Protocol):
@@ -22,38 +25,85 @@ class Enrolled(Protocol):
 
     Attributes:
         number: the partition number.
+        partitions: what is assigned of it.
         lanes: those that are open.
-        shards: by the changelog topic's name.
+        changelogs: the shards by the changelog topic's name.
     """
 
     @property
     def number(self) -> int: ...
+    @property
+    def partitions(self) -> Iterable[TopicPartition]: ...
     @property
     def lanes(self) -> Iterable[Lane]: ...
     @property
     def changelogs(self) -> Mapping[str, Shard[Any, Any]]: ...
 
 
+Dirty: TypeAlias = tuple[TopicPartition, Shard[Any, Any], Changes]
+"""A changelog's partition, whose it is, and what the commit adds to it."""
+
+
 class Snapshot(NamedTuple):
     """What one commit holds."""
 
-    plan: Mapping[TopicPartition, Positions]
-    dirty: list[tuple[TopicPartition, Shard[Any, Any], Changes]]
+    plan: dict[TopicPartition, Positions]
+    dirty: list[Dirty]
     events: int
     size: int
     after: list[Call]
     ticks: list[Effect]
     holder: Lane | None
     mark: Mark | None
+    scopes: Sequence[Enrolled] = ()
 
     @property
     def empty(self) -> bool:
         """Whether nothing has to be committed."""
         return not (self.plan or self.dirty or self.after or self.ticks or self.size)
 
+    def offsets(self) -> dict[TopicPartition, CommittedOffset]:
+        """Return what is committed for the partitions."""
+        return {at: positions.write() for at, positions in self.plan.items()}
+
+    def note_ends(self, ends: Mapping[TopicPartition, int]) -> None:
+        """Add to the plan where the changelogs end, now that the changes are in them.
+
+        Raises:
+            CommitFailed: a changelog has more records than this worker has written, so that what
+                keys are in it is not known before it is read again.
+        """
+        for at, shard, changes in self.dirty:
+            before, shard.end = shard.end, ends[at]
+            strange = ends[at] - before - len(changes)
+            if strange > 0:
+                raise CommitFailed(
+                    f"changelog {at.topic!r}, partition {at.partition}, has {strange} records that "
+                    "this worker has not written: what a worker that stood still for longer than "
+                    "its session had handed to the broker has arrived late; the events since the "
+                    "last commit run again"
+                )
+        for scope in self.scopes:
+            known: dict[str, int] = {}
+            for topic, shard in scope.changelogs.items():
+                stored = shard.position.offset if shard.position is not None else 0
+                known[shard.table] = ends.get(TopicPartition(topic, scope.number), stored)
+            for at in self.plan.keys() & frozenset(scope.partitions):
+                self.plan[at] = structs.replace(self.plan[at], ends=known)
+
     def only_ticks(self) -> Snapshot:
         """Return what is kept of it to tell later whether its ticks are there."""
-        return self._replace(plan={}, dirty=[], after=[], holder=None)
+        return self._replace(plan={}, dirty=[], after=[], holder=None, scopes=())
+
+
+def changed_shards(scopes: Iterable[Enrolled]) -> list[Dirty]:
+    """Take the shards' settled changes since the last commit."""
+    return [
+        (TopicPartition(changelog, scope.number), shard, changes)
+        for scope in scopes
+        for changelog, shard in scope.changelogs.items()
+        if (changes := shard.snapshot()) is not None
+    ]
 
 
 def settled_positions(

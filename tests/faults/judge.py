@@ -51,6 +51,7 @@ __all__ = [
     "read_counted",
     "read_items",
     "read_ticks",
+    "too_high",
 ]
 
 _TOLD = 3  # examples in a finding
@@ -304,6 +305,20 @@ def check_tables(
             text = f"{table}[{partition}]: {len(low)} counts are too low: {low[:_TOLD]}"
             findings.append(Finding("table", text))
     return findings
+
+
+def too_high(
+    table: str,
+    expected: Mapping[tuple[str, int], Mapping[bytes, bytes]],
+    found: Mapping[tuple[str, int], Mapping[bytes, bytes]],
+) -> int:
+    """Return how many keys of a table count more than there is: what came again counted again."""
+    return sum(
+        int(found.get(place, {}).get(key, b"0")) > int(value)
+        for place, pairs in expected.items()
+        if place[0] == table
+        for key, value in pairs.items()
+    )
 
 
 def check_store(where: str, dump: Dump, changelog: Sequence[Record]) -> list[Finding]:

@@ -45,13 +45,14 @@ BUGS = {
             (
                 """\
         ends = await self._producer.commit(changelog, {}, None, None)
-        if consumer is not None and offsets:
-            await consumer.client.commit(offsets)
+        taken.note_ends(ends)
+        if consumer is not None and taken.plan:
+            await consumer.client.commit(taken.offsets())
         return ends
 """,
                 """\
-        if consumer is not None and offsets:
-            await consumer.client.commit(offsets)
+        if consumer is not None and taken.plan:
+            await consumer.client.commit(taken.offsets())
         return await self._producer.commit(changelog, {}, None, None)
 """,
             )

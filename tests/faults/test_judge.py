@@ -149,6 +149,13 @@ def test_the_source_itself_is_checked() -> None:
 LOG = [Record(0, b"a", b"1"), Record(1, b"b", b"1"), Record(3, b"a", b"2"), Record(5, b"b", None)]
 
 
+def test_counts_that_are_too_high_are_counted() -> None:
+    expected = {("counts", 0): {b"a": b"3", b"b": b"2"}, ("sums", 0): {b"a": b"9"}}
+    found = {("counts", 0): {b"a": b"4", b"b": b"1"}, ("sums", 0): {b"a": b"10"}}
+    assert judge.too_high("counts", expected, found) == 1
+    assert judge.too_high("counts", expected, expected) == 0
+
+
 def test_a_changelog_is_folded_up_to_an_offset() -> None:
     assert judge.fold(LOG) == {b"a": b"2"}
     assert judge.fold(LOG, 3) == {b"a": b"1", b"b": b"1"}

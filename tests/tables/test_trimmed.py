@@ -7,7 +7,7 @@ from trio.testing import MockClock
 
 from tests.tables.world import TABLES, Trimming, World, committed, counts, names
 from trickle.stores.contract import Position
-from trickle.tables.recovery import Plan, plan_recovery
+from trickle.tables.recovery_plan import Plan, plan_recovery
 from trickle.transport.contract import Watermarks
 from trickle.types import TopicPartition
 

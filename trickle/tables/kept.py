@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from trickle.stores.contract import Environment, Position, TableWrite, coalesced
-from trickle.tables.recovery import plan_recovery
+from trickle.tables.recovery_plan import plan_recovery
 from trickle.tables.standby_plan import Place
 from trickle.transport.batches import Batch
 from trickle.transport.contract import Watermarks

@@ -17,7 +17,8 @@ import trio
 from trickle.exceptions import RecoveryError, TopicError
 from trickle.stores import read_only
 from trickle.stores.contract import TableData, stored_key
-from trickle.tables.recovery import changelog_pairs, plan_recovery
+from trickle.tables.recovery import changelog_pairs
+from trickle.tables.recovery_plan import plan_recovery
 from trickle.tables.table import Table
 from trickle.transport.contract import TopicInfo, Transport, Watermarks
 from trickle.types import TopicPartition

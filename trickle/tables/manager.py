@@ -175,12 +175,19 @@ class TableManager(Service):
     # Opening and closing
 
     async def open(
-        self, count: int, partition: int, tables: Sequence[AnyTable]
+        self,
+        count: int,
+        partition: int,
+        tables: Sequence[AnyTable],
+        ends: Mapping[str, int] | None = None,
     ) -> dict[AnyTable, AnyShard]:
         """Open the shards of a partition number, and bring them up to date.
 
         Call it when no transaction on the partition is pending: its committed offset has been
         read as a stable one.
+
+        Args:
+            ends: up to where the records of a table's changelog count, where that is known.
 
         Raises:
             StoreError: the data directory cannot be used.
@@ -197,7 +204,7 @@ class TableManager(Service):
             environment = await self._environment(place, [table.name for table in tables])
             held = self._held[place] = _Held(count, partition, environment)
         try:
-            await self._bring_up(held, tables)
+            await self._bring_up(held, tables, ends)
         except BaseException:
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await self._close(place, flush=False)
@@ -222,7 +229,9 @@ class TableManager(Service):
         if self._standbys is not None:
             self._standbys.free(place)
 
-    async def _bring_up(self, held: _Held, tables: Sequence[AnyTable]) -> None:
+    async def _bring_up(
+        self, held: _Held, tables: Sequence[AnyTable], ends: Mapping[str, int] | None
+    ) -> None:
         """Recover an environment, and make its shards or let them go on."""
         place = (held.count, held.partition)
         await self._flush(held)
@@ -236,7 +245,7 @@ class TableManager(Service):
         started = trio.current_time()
         held.recovering = True
         async with held.writing:
-            topic_ids, wrote, records = await recover(
+            found = await recover(
                 self._transport,
                 held.environment,
                 {table.name: table.changelog for table in tables},
@@ -246,19 +255,23 @@ class TableManager(Service):
                 markers=self._transactional,
                 report=report,
                 unblock=self.unblock,
+                ends=ends,
             )
         held.recovering = False  # one that failed is closed
         if self._sensor is not None:
             took = trio.current_time() - started
-            for name, count in records.items():
+            for name, count in found.records.items():
                 self._sensor.recovered(name, held.partition, count, took)
         for table in tables:
             shard = held.shards.get(table)
             if shard is None:
-                held.shards[table] = self._make_shard(held, table, topic_ids[table.name])
-            elif wrote:
-                shard.topic_id = topic_ids[table.name]
+                shard = self._make_shard(held, table, found.topic_ids[table.name])
+                held.shards[table] = shard
+            elif found.wrote:
+                shard.topic_id = found.topic_ids[table.name]
                 shard.reload()
+            shard.end = found.ends[table.name]
+            shard.affirm(found.unsure.get(table.name, ()))
 
     def _make_shard(self, held: _Held, table: AnyTable, topic_id: str) -> AnyShard:
         placement = (

@@ -6,8 +6,7 @@ come: killed in the middle, it goes on from where it was. The *end* is the high 
 uncommitted reader sees it, taken once no transaction on the partition is pending: the caller has
 waited for its committed offset to be stable.
 
-A position means nothing where the changelog is another topic than the one that it was taken in,
-where it lies beyond the end, or before what the changelog still holds. Then the table is built
+Where what is stored means nothing in the changelog (see :mod:`.recovery_plan`), the table is built
 anew from the changelog's beginning, and a warning says why. So it is, too, where the changelog was
 trimmed while it was read: what was read before may not be in it any more.
 
@@ -16,6 +15,11 @@ And a broker may acknowledge a commit, lose its markers in a restart, and have i
 next recovery: it reads the last record of that commit once more. Where that is missing, that table
 is built anew. (A compacted changelog may have dropped it for a later one: then that was no harm.)
 Nothing is built anew so from a changelog whose beginning is gone: the store alone may have that.
+
+Under at-least-once nothing keeps one that stood still for longer than its session from writing to
+changelogs that are another's by now, but its offsets are refused. So offsets are committed with the
+changelogs' *ends*, and records behind them do not count: of these recovery reads the keys alone,
+which the next commit then writes once more as they are.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from trickle.stores.contract import (
     TableWrite,
     coalesced,
 )
+from trickle.tables.recovery_plan import Plan, plan_recovery
 from trickle.transport.batches import Batch
 from trickle.transport.contract import Reader, Transport, Watermarks
 from trickle.transport.looks import find_topics
@@ -46,10 +51,8 @@ __all__ = [
     "CHANGELOG_HEADERS",
     "TRIMMED",
     "UNPROVEN",
-    "Plan",
     "RecoveryProgress",
     "changelog_pairs",
-    "plan_recovery",
     "recover",
 ]
 
@@ -71,62 +74,6 @@ UNPROVEN = (
     "the changelog lacks the last record of what is stored: its commit was acknowledged and did "
     "not come to be, or it was compacted away since"
 )
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What recovery does with one table.
-
-    Attributes:
-        start: the offset to read from.
-        end: the offset to read up to.
-        rebuild: why what is stored is dropped first; None where it is kept.
-        proof: the record at ``start`` is stored, and has to be there.
-    """
-
-    start: int
-    end: int
-    rebuild: str | None = None
-    proof: bool = False
-
-
-def plan_recovery(
-    position: Position | None,
-    topic_id: str,
-    marks: Watermarks,
-    *,
-    markers: bool,
-    follows: bool = False,
-) -> Plan:
-    """Decide from where to read a changelog.
-
-    Args:
-        position: what is stored; None: nothing.
-        topic_id: the changelog's identity now.
-        marks: its watermarks.
-        markers: transactions end with markers, which take an offset: the one behind a commit's
-            last record may be gone without a loss.
-        follows: the changelog is read on beyond its end, so that a proof can be waited for.
-    """
-    low, high = marks
-    if position is None:
-        return Plan(low, high)
-    if position.topic_id != topic_id:
-        return Plan(low, high, "the changelog is another topic than the one it was taken from")
-    if position.offset > high:
-        return Plan(
-            low, high, f"it goes up to {position.offset:,}, and the changelog ends at {high:,}"
-        )
-    if position.offset + markers < low:
-        return Plan(
-            low, high, f"it goes up to {position.offset:,}, and the changelog begins at {low:,}"
-        )
-    if position.old and low == 0 and position.offset + markers < high:
-        return Plan(
-            low, high, "it is older than the changelog remembers for what keys were deleted"
-        )
-    if markers and position.acknowledged and low == 0 < position.offset < high + follows:
-        return Plan(position.offset - 1, high, proof=True)
-    return Plan(max(position.offset, low), high)
 
 
 class RecoveryProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,11 +138,15 @@ class Recovered(NamedTuple):
         topic_ids: the changelogs' identities, by table.
         wrote: whether anything was written to the store.
         records: how many records were read, by table; tables that were up to date are left out.
+        ends: where the changelogs end, by table.
+        unsure: the keys of records that do not count, by table.
     """
 
     topic_ids: dict[str, str]
     wrote: bool
     records: dict[str, int]
+    ends: dict[str, int]
+    unsure: dict[str, set[bytes]]
 
 
 async def recover(
@@ -209,11 +160,14 @@ async def recover(
     markers: bool,
     report: Callable[[RecoveryProgress | None], None],
     unblock: Callable[[], Awaitable[None]] | None = None,
+    ends: Mapping[str, int] | None = None,
 ) -> Recovered:
     """Bring all tables of an environment up to date.
 
     Args:
         tables: the changelog's name of each table.
+        ends: up to where the records of a table's changelog count; all of them where it is not
+            named.
         timeout: seconds without progress after which it fails.
         markers: as for :func:`plan_recovery`.
         report: told of the progress, and None at the end.
@@ -231,7 +185,7 @@ async def recover(
     while trimmed < _ATTEMPTS:
         attempt = _Attempt(
             transport, environment, tables, count, partition, timeout, markers,
-            unblock=unblock, afresh=afresh,
+            unblock=unblock, afresh=afresh, ends=ends or {},
         )  # fmt: skip
         try:
             found = await attempt.run(report)
@@ -241,7 +195,9 @@ async def recover(
             report(None)
             wrote |= attempt.wrote
         if not found:
-            return Recovered(attempt.topic_ids, wrote, attempt.records)
+            return Recovered(
+                attempt.topic_ids, wrote, attempt.records, attempt.ends, attempt.unsure
+            )
         afresh |= found  # what is not proven is so once: from then on it begins with nothing
         trimmed += TRIMMED in found.values()
         for why in sorted(set(found.values())):
@@ -271,6 +227,7 @@ class _Attempt:
         *,
         unblock: Callable[[], Awaitable[None]] | None,
         afresh: Mapping[str, str],
+        ends: Mapping[str, int],
     ) -> None:
         self._transport = transport
         self._environment = environment
@@ -281,9 +238,12 @@ class _Attempt:
         self._markers = markers
         self._unblock = unblock
         self._afresh = afresh
+        self._sure = ends
         self.topic_ids: dict[str, str] = {}
         self.wrote = False
         self.records: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
+        self.unsure: dict[str, set[bytes]] = {}
         self._at = {TopicPartition(topic, partition): name for name, topic in tables.items()}
         self._plans: dict[TopicPartition, Plan] = {}
         self._pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
@@ -304,6 +264,9 @@ class _Attempt:
                 if self._unproven:
                     return {self._at[at]: UNPROVEN for at in self._unproven}
                 positions = dict(reader.positions())
+            self.ends |= {
+                self._at[at]: max(at_end, self._plans[at].end) for at, at_end in positions.items()
+            }
             await self._write(positions)
             if cut := await self.trimmed():
                 return cut
@@ -340,12 +303,15 @@ class _Attempt:
     def _plan(self, marks: Mapping[TopicPartition, Watermarks]) -> None:
         for at, name in self._at.items():
             position = self._environment.tables[name].position
+            self.ends[name] = marks[at].high
+            sure = self._sure.get(name)
             if name in self._afresh:
-                self._plans[at] = Plan(marks[at].low, marks[at].high, self._afresh[name])
+                plan = Plan(marks[at].low, marks[at].high, self._afresh[name])
+                self._plans[at] = plan.until(sure)
                 self._clear.add(at)
                 continue
             plan = plan_recovery(position, self.topic_ids[name], marks[at], markers=self._markers)
-            self._plans[at] = plan
+            self._plans[at] = plan.until(sure)
             if plan.proof:
                 self._unproven.add(at)
             if position is None and plan.start:
@@ -375,7 +341,7 @@ class _Attempt:
             batches = await self._fetch(reader, wanted)
             for batch in batches:
                 at = TopicPartition(batch.topic, batch.partition)
-                pairs = changelog_pairs(batch)
+                pairs = self._that_count(batch, at)
                 if at in self._unproven and batch.offset(0) == self._plans[at].start:
                     self._unproven.discard(at)
                     del pairs[0]  # it is stored
@@ -407,6 +373,17 @@ class _Attempt:
                 held = size = 0
                 proven = positions.keys() - self._unproven
                 await self._write({at: positions[at] for at in proven})
+
+    def _that_count(self, batch: Batch, at: TopicPartition) -> list[tuple[bytes, bytes | None]]:
+        """Return a batch's changes; note the keys of those that do not count."""
+        pairs = changelog_pairs(batch)
+        sure = self._plans[at].sure
+        if batch.next_offset <= sure:
+            return pairs
+        offsets = map(batch.offset, range(len(batch)))
+        count = sum(offset < sure for offset in offsets)
+        self.unsure.setdefault(self._at[at], set()).update(key for key, _ in pairs[count:])
+        return pairs[:count]
 
     async def _fetch(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> Sequence[Batch]:
         patience = self._timeout
@@ -457,7 +434,7 @@ class _Attempt:
         for at, offset in positions.items():
             name = self._at[at]
             stored = self._environment.tables[name].position
-            position = Position(self.topic_ids[name], offset)
+            position = Position(self.topic_ids[name], int(min(offset, self._plans[at].sure)))
             if stored is not None and stored[:2] == position[:2]:
                 position = stored  # nothing behind it was read, so it is not proven by that
             changes = coalesced(self._pending.pop(at, []))

@@ -72,12 +72,13 @@ class Shard(Generic[K, V]):
         size: the number of keys, as the event in hand sees it.
         hot: what the facade may read without asking: ``young``, or nothing.
         position: how far the changelog is in what has been committed.
+        end: where the changelog ends, as far as this worker has read and written it.
     """
 
     __slots__ = (
         "_claim", "_generation_entries", "_pinned_before", "_pinned_bytes", "_size_before",
         "_size_committing", "_young_bytes", "agent", "changed", "committing", "data", "dirty",
-        "event", "exact", "high", "hot", "keys", "limits", "loans", "low", "number", "old",
+        "end", "event", "exact", "high", "hot", "keys", "limits", "loans", "low", "number", "old",
         "partition", "partitions", "placement", "plain", "position", "size", "size_committed",
         "storing", "table", "topic_id", "turn", "unstored", "values", "watch", "young",
     )  # fmt: skip
@@ -117,6 +118,7 @@ class Shard(Generic[K, V]):
         self.loans: dict[Turn, Loans] = {}
         self.event: dict[Any, Any] = {}
         self.watch = placement is not None
+        self.end = 0
         self.limit(limits or CacheLimits())
         self.reload()
 
@@ -149,10 +151,7 @@ class Shard(Generic[K, V]):
 
     def settled_cell(self, mark: Any) -> Any:
         """Return the cell of a key before the event in hand."""
-        if mark not in self.event:
-            return self.cell(mark)
-        cell = self._layered(mark)
-        return self._stored_cell(mark) if cell is MISSING else cell
+        return self._settled_below(mark) if mark in self.event else self.cell(mark)
 
     def committed_cell(self, mark: Any) -> Any:
         """Return the cell of a key at the last commit."""
@@ -161,14 +160,15 @@ class Shard(Generic[K, V]):
 
     def _load(self, mark: Any) -> Any:
         cell = self.old.get(mark, MISSING)
-        if cell is MISSING and mark in self.event:
-            cell = self.event[mark]
-        elif cell is MISSING:
-            cell = self._layered(mark)
-            if cell is MISSING:
-                cell = self._stored_cell(mark)
+        if cell is MISSING:
+            cell = self.event[mark] if mark in self.event else self._settled_below(mark)
         self._remember(mark, cell)
         return cell
+
+    def _settled_below(self, mark: Any) -> Any:
+        """Return the settled cell of a key, without a look at the cache."""
+        cell = self._layered(mark)
+        return self._stored_cell(mark) if cell is MISSING else cell
 
     def _layered(self, mark: Any) -> Any:
         """Return the settled cell of a key that the store may lack."""
@@ -176,9 +176,7 @@ class Shard(Generic[K, V]):
             return self.dirty[mark]
         if mark in self.committing:
             return self.committing[mark]
-        if mark in self.unstored:
-            return self.unstored[mark]
-        return self.storing.get(mark, MISSING)
+        return self._committed_layered(mark)
 
     def _committed_layered(self, mark: Any) -> Any:
         """Return the committed cell of a key that the store may lack."""
@@ -302,10 +300,7 @@ class Shard(Generic[K, V]):
             self.old.pop(mark, None)
 
     def _look(self, turn: Turn, marks: Iterable[Any]) -> None:
-        """Have it looked at whether an event's keys belong here; then not before the next commit.
-
-        The first events are looked at one by one.
-        """
+        """Have it looked at whether an event's keys belong here; at first, then once a commit."""
         if self.placement is not None:
             self.watch = self.placement.check(turn, map(self.keys.encode, marks))
 
@@ -414,6 +409,11 @@ class Shard(Generic[K, V]):
 
     # Commits
 
+    def affirm(self, keys: Iterable[bytes]) -> None:
+        """Let the next commit write some stored keys once more, as they are."""
+        for mark in map(self.keys.mark_of, keys):
+            self.dirty[mark] = self._settled_below(mark)
+
     def snapshot(self) -> Changes | None:
         """Take what has settled since the last commit into one; None where there is nothing.
 
@@ -472,10 +472,7 @@ class Shard(Generic[K, V]):
     # Storing
 
     def begin_store(self) -> Changes | None:
-        """Take what is committed and not yet stored; None where there is nothing.
-
-        It is followed by :meth:`stored` or :meth:`store_failed`.
-        """
+        """Take what is committed, until :meth:`stored` or :meth:`store_failed`; or None."""
         if self.storing:
             raise RuntimeError(f"table {self.table!r}: its changes are being stored already")
         if not self.unstored:

@@ -25,7 +25,8 @@ from trickle.stores import read_only
 from trickle.stores.contract import TableData
 from trickle.stores.memory import MemoryTable
 from trickle.tables.changes import in_order
-from trickle.tables.recovery import changelog_pairs, plan_recovery
+from trickle.tables.recovery import changelog_pairs
+from trickle.tables.recovery_plan import plan_recovery
 from trickle.tables.shapes import ABSENT
 from trickle.tables.table import Committed, Table, foreign_table
 from trickle.transport.contract import Reader, TopicInfo, Transport, Watermarks
