@@ -152,8 +152,25 @@ BUGS = {
             *("--faults", "endtxn,kill", "--fates", "swallow"),
         ],
     ),
+    "ends-left-out": Bug(
+        "positions.py",
+        [
+            (
+                """\
+        if len(metadata) > METADATA_BYTES_MAX and wire.e is not None:
+""",
+                """\
+        if wire.e is not None:
+""",
+            )
+        ],
+        [
+            *("--seed", "5", "--seconds", "45", "--every", "4", "--guarantee", "at_least_once"),
+            *("--faults", "stop,kill,term"),
+        ],
+    ),
 }
-"""By name: six that the checker was built against, and one that a peer's was blind to."""
+"""By name: six that the checker was built against, one that a peer's was blind to, one it found."""
 
 
 def plant(bug: Bug, tree: Path) -> None:

@@ -30,6 +30,13 @@ def test_a_short_run_at_least_once_loses_nothing() -> None:
     assert main([*SMALL, *given, "--faults", "kill,term,failpoint,cut"]) == 0
 
 
+@pytest.mark.kafka
+def test_what_a_stopped_worker_writes_late_does_not_count() -> None:
+    """Stopped for longer than its session, with changelog records on their way."""
+    given = ["--seed", "5", "--seconds", "45", "--every", "4", "--guarantee", "at_least_once"]
+    assert main([*THREE, *given, "--faults", "stop,kill,term"]) == 0
+
+
 @pytest.mark.soak
 def test_all_fail_points_once() -> None:
     """Killed between any two steps of commit, store and recovery, in a run for each order."""
