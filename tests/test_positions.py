@@ -141,10 +141,10 @@ def test_ends_that_have_no_room_are_left_out() -> None:
     assert read_positions(written) == Positions(5, {"a": 7})
 
 
-def test_ends_are_known_where_each_commit_tells_them() -> None:
-    """Of two partitions beside one table the last one to move tells where it ends."""
-    first, second = Positions(5, ends={"t": 10, "old": 3}), Positions(9, ends={"t": 12})
-    assert ends_beside([first, second]) == {"t": 12, "old": 3}
-    assert ends_beside([first, Positions(0, ends={})]) == {"t": 10, "old": 3}
-    # One that was committed by a transaction, or by another tool, may have moved last.
-    assert ends_beside([first, Positions(9)]) == {}
+def test_ends_are_known_where_all_commits_tell_the_same() -> None:
+    first = Positions(5, ends={"t": 10, "u": 3})
+    assert ends_beside([first, Positions(9, ends={"u": 3, "t": 10})]) == {"t": 10, "u": 3}
+    assert ends_beside([]) == {}
+    # Committed apart: by a transaction, by another tool, or by a program with other tables.
+    for other in (Positions(9), Positions(9, ends={}), Positions(9, ends={"t": 12, "u": 3})):
+        assert ends_beside([first, other]) == ends_beside([other, first]) == {}

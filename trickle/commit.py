@@ -379,10 +379,11 @@ class Committer(Service):
         """Step 1: take what has settled; it has no await, so each event is in it or not."""
         self._producer.catch_up()
         settled, beyond = settled_positions(self._scopes)
-        consumer = self._consumer
+        dirty, beside = changed_shards(self._scopes)
+        told = None if self._transactional else beside
         taken = Snapshot(
-            plan=consumer.plan(settled, releasing, beyond) if consumer is not None else {},
-            dirty=changed_shards(self._scopes),
+            plan=self._consumer.plan(settled, releasing, beyond, told) if self._consumer else {},
+            dirty=dirty,
             scopes=tuple(self._scopes),
             events=self._events,
             size=self._producer.published_bytes,

@@ -263,6 +263,8 @@ class Conductor(Service):
         self._committer.enroll(scope)
         for agent in agents.values():
             self._open_lane(scope, agent, positions)
+        if any(shard.dirty for shard in scope.shards.values()):  # recovery has found what to mend
+            self._committer.hurry()
         self._consumer.client.resume(scope.partitions)
 
     def _open_lane(

@@ -290,10 +290,10 @@ class Consumer(Service):
             topic_id = self._topics[partition.topic].topic_id
             positions = read_positions(found) if found is not None else None
             if positions is None:
-                positions = Positions(low, ends={})
+                positions = Positions(low)
                 if self._first_position == "latest" and partition not in added:
                     begun.append(partition)
-                    positions = Positions(high, ends={})
+                    positions = Positions(high)
             elif positions.topic_id not in {"", topic_id}:
                 begun.append(partition)
                 positions = self._moved(
@@ -397,19 +397,23 @@ class Consumer(Service):
         settled: Mapping[TopicPartition, Mapping[str, int]],
         releasing: frozenset[TopicPartition],
         beyond: Mapping[TopicPartition, Mapping[str, Ranges]] | None = None,
+        beside: Mapping[frozenset[TopicPartition], bool] | None = None,
     ) -> dict[TopicPartition, Positions]:
         """Return the positions that a commit now has to write: those that have changed.
 
         Also those that bear the name of somebody who did not release them: from then on they bear
-        ours, and nobody has to fence him for them any more.
+        ours, and nobody has to fence him for them any more. And those that tell where changelogs
+        end, which a transaction does not.
 
         Args:
             settled: the positions of the agents.
             releasing: partitions that are given back.
             beyond: what agents have settled beyond their positions.
+            beside: partitions that are to tell the same ends, and whether these have moved.
         """
         beyond = beyond or {}
         plan: dict[TopicPartition, Positions] = {}
+        whole: dict[TopicPartition, Positions] = {}
         for partition, agents in settled.items():
             before = self._committed.get(partition)
             if before is None:
@@ -418,15 +422,20 @@ class Consumer(Service):
             after = before.moved(
                 agents, self.committer_id, released=releases, beyond=beyond.get(partition)
             )
+            whole[partition] = after
             moved = (after.offset, after.agents, after.beyond) != (
                 before.offset, before.agents, before.beyond,
             )  # fmt: skip
+            moved = moved or (beside is None and before.ends is not None)
             unreleased = bool(before.committer) and not before.released
             foreign = (
                 unreleased and bool(self.committer_id) and (before.committer != self.committer_id)
             )
             if moved or foreign or (releases and unreleased):
                 plan[partition] = after
+        for group, changed in (beside or {}).items():
+            if changed or not plan.keys().isdisjoint(group):
+                plan |= {at: whole[at] for at in group & whole.keys()}
         for partition in releasing - settled.keys():  # whose lanes have ended before
             before = self._committed.get(partition)
             if before is not None and before.committer and not before.released:

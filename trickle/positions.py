@@ -137,8 +137,9 @@ class Positions(msgspec.Struct, frozen=True):
         texts.update(dict.fromkeys(sharing, ""))
         ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
         full = Positions(
-            0, ends, committer, True, self.topic_id, self.program, partitions=self.partitions
-        )
+            0, ends, committer, True, self.topic_id, self.program, partitions=self.partitions,
+            ends=self.ends,
+        )  # fmt: skip
         return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
 
     def _wire(self, texts: dict[str, str]) -> _Wire:
@@ -199,20 +200,17 @@ def read_positions(committed: CommittedOffset) -> Positions:
     return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n, wire.e)
 
 
-def ends_beside(positions: Iterable[Positions]) -> dict[str, int]:
+def ends_beside(positions: Iterable[Positions]) -> Mapping[str, int]:
     """Return where changelogs ended with the last commit, by table; empty where it is not known.
 
     Who is in the group no more cannot commit offsets, though what it had handed to the broker may
     yet arrive. So the ends that offsets were committed with tell which records count.
 
     Args:
-        positions: of all partitions that have a part in the tables. One whose commit does not
-            tell may have been the last to move.
+        positions: of all partitions that have a part in the tables. They are committed together,
+            so they say the same, or one of them was committed by somebody else since.
     """
-    known: dict[str, int] = {}
-    for one in positions:
-        if one.ends is None:
-            return {}
-        for table, end in one.ends.items():
-            known[table] = max(end, known.get(table, 0))
-    return known
+    told = [one.ends for one in positions]
+    if not told or told[0] is None or any(ends != told[0] for ends in told):
+        return {}
+    return told[0]

@@ -6,6 +6,9 @@ its successor has written of the same keys. Its offsets are refused, its changel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 from trio.testing import MockClock
 
@@ -14,25 +17,51 @@ import trickle.testing
 from trickle.stores.memory import MemoryDisk
 from trickle.tables.recovery import CHANGELOG_HEADERS
 from trickle.transport.contract import ProducerOptions
-from trickle.types import TopicPartition
+from trickle.types import Guarantee, TopicPartition
 
 
 class Scene:
-    """An app that counts; and one who writes into its changelog, too."""
+    """An app that counts; and one who writes into its changelog, too.
 
-    def __init__(self) -> None:
-        self.app = app = trickle.App("app", processing_guarantee="at_least_once")
-        self.source = app.topic("source", key=str, value=int, partitions=1)
-        self.counts = app.table("counts", key=str, value=int, default=int)
+    Args:
+        guarantee: of the app.
+        topics: that it counts; the first one is ``source``.
+        counting: whether it has the table, beside another one.
+    """
 
-        @app.agent(self.source)
+    def __init__(
+        self,
+        guarantee: Guarantee = "at_least_once",
+        topics: Sequence[str] = ("source",),
+        *,
+        counting: bool = True,
+    ) -> None:
+        self.app = app = trickle.App("app", processing_guarantee=guarantee)
+        self.topics = {name: app.topic(name, key=str, value=int, partitions=1) for name in topics}
+        self.source = self.topics[topics[0]]
+        self.events = app.table("events", key=str, value=int, default=int)
+        if counting:
+            self.counts = app.table("counts", key=str, value=int, default=int)
+
+        @app.agent(list(self.topics.values()))
         async def work(stream: trickle.Stream[int, str]) -> None:
             async for key, _ in stream.items():
-                self.counts[key] += 1
+                self.events[key] += 1
+                if counting:
+                    self.counts[key] += 1
 
-    async def send(self, t: trickle.testing.Simulation, *keys: str) -> None:
+    async def send(
+        self, t: trickle.testing.Simulation, *keys: str, topic: str | None = None
+    ) -> None:
         for key in keys:
-            await t.send(self.source, 1, key=key)
+            await t.send(self.topics[topic] if topic else self.source, 1, key=key)
+        await t.settled()
+
+    async def take_over(self, t: trickle.testing.Simulation) -> None:
+        """Be what runs from now on, on a worker with an empty disk."""
+        await t.rebalance(workers=0)
+        t.app = self.app
+        await t.rebalance(workers=1)
         await t.settled()
 
     async def write_late(self, t: trickle.testing.Simulation, **counts: int) -> None:
@@ -55,8 +84,12 @@ class Scene:
                         found |= dict(zip(batch.keys(), batch.values(), strict=True))  # type: ignore[arg-type]
         return found
 
-    def state(self) -> dict[str, int]:
-        return dict(self.counts.items())
+    def state(self, t: trickle.testing.Simulation | None = None) -> dict[str, int]:
+        if t is None:
+            return dict(self.counts.items())
+        [shard] = t.shards_of(self.counts)  # of an app that the simulation was not begun with
+        keys = map(shard.keys.key, shard.marks(None))
+        return cast("dict[str, int]", {key: shard.read_committed(key) for key in keys})
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -103,3 +136,114 @@ async def test_what_a_commit_left_without_its_offsets_does_not_count(
         await t.crash()
         await t.settled()
         assert scene.state() == {"a": 2}
+
+
+async def test_a_topic_that_has_moved_alone_may_be_left_out_later(mock_clock: MockClock) -> None:
+    """The one beside it tells where the changelogs end, though it has not moved."""
+    scene = Scene(topics=("source", "idle"))
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "b", topic="idle")
+        await scene.send(t, *"aaaaa")
+        smaller = Scene(topics=("idle",))
+        await smaller.take_over(t)
+        assert smaller.state(t) == {"a": 5, "b": 1}
+
+
+async def test_what_exactly_once_committed_since_counts(mock_clock: MockClock) -> None:
+    """What an idle topic's commit under at-least-once told is taken back."""
+    scene = Scene(topics=("source", "idle"))
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "b", topic="idle")
+        await scene.send(t, "a")
+        exact = Scene("exactly_once", ("source", "idle"))
+        await exact.take_over(t)
+        await exact.send(t, *"aaaa")
+        smaller = Scene("exactly_once", ("idle",))
+        await smaller.take_over(t)
+        assert smaller.state(t) == {"a": 5, "b": 1}
+
+
+async def test_a_topic_whose_offset_is_gone_puts_the_ends_in_doubt(mock_clock: MockClock) -> None:
+    """As when it was deleted: nobody knows what was committed with it."""
+    scene = Scene(topics=("source", "idle"))
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "b", topic="idle")
+        await scene.send(t, *"aaa")
+        await t.rebalance(workers=0)
+        t.broker.group("app").offsets.pop(TopicPartition("source", 0))
+        t.workers.clear()
+        await scene.take_over(t)
+        assert scene.state() == {"a": 6, "b": 1}  # they come again, and nothing was forgotten
+
+
+async def test_a_table_that_comes_back_after_a_release(mock_clock: MockClock) -> None:
+    scene = Scene(topics=("source", "idle"))
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "b", topic="idle")
+        await scene.send(t, *"aaaaa")
+        without = Scene(topics=("source", "idle"), counting=False)
+        await without.take_over(t)
+        await without.send(t, "a")
+        again = Scene(topics=("source", "idle"))
+        await again.take_over(t)
+        assert again.state(t) == {"a": 5, "b": 1}
+
+
+async def test_what_compaction_kept_is_believed(mock_clock: MockClock) -> None:
+    """It has dropped what counts for what does not: better too much than nothing at all."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, *"aaaaab")
+        await scene.write_late(t, a=6)
+        t.broker.compact(scene.counts.changelog)
+        t.workers[0].disk = MemoryDisk()
+        await t.crash()
+        assert scene.state() == {"a": 6, "b": 1}
+
+
+async def test_what_recovery_has_to_mend_is_mended_at_once(mock_clock: MockClock) -> None:
+    """No event has to come; and the offsets of that commit tell where it ended."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, *"aaaaab")
+        await scene.write_late(t, a=2)
+        await t.crash()
+        await t.advance(1)
+        assert await scene.fold(t) == {b"a": b"5", b"b": b"1"}
+        t.broker.compact(scene.counts.changelog)
+        t.workers[0].disk = MemoryDisk()
+        await t.crash()
+        assert scene.state() == {"a": 5, "b": 1}
+
+
+async def test_a_worker_that_ends_with_a_late_record_ends_well(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is next handles the events since its last commit."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app, commit_interval=5) as t:
+        await t.send(scene.source, 1, key="a")
+        await t.advance(6)
+        await t.send(scene.source, 1, key="a")
+        await t.advance(1)
+        await scene.write_late(t, a=9)
+        await t.rebalance(workers=0)
+        assert "records that this worker has not written" in caplog.text
+        await t.rebalance(workers=1)
+        await t.advance(6)
+        await t.settled()
+        assert scene.state() == {"a": 2}
+
+
+async def test_a_late_key_that_cannot_be_read_any_more_stops_nothing(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "a")
+        async with t.transport() as transport, transport.producer(ProducerOptions()) as producer:
+            at = (scene.counts.changelog, 0)
+            await producer.send(*at, b"\xff", b"1", CHANGELOG_HEADERS, None)
+        await t.crash()
+        assert scene.state() == {"a": 1}
+        assert "its key cannot be read" in caplog.text

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from trickle.exceptions import StoreError, TableReadOnlyError
+from trickle.exceptions import DecodeError, StoreError, TableReadOnlyError
 from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
@@ -271,7 +271,14 @@ class TableManager(Service):
                 shard.topic_id = found.topic_ids[table.name]
                 shard.reload()
             shard.end = found.ends[table.name]
-            shard.affirm(found.unsure.get(table.name, ()))
+            for key in found.unsure.get(table.name, ()):
+                try:
+                    shard.affirm(key)
+                except DecodeError as error:  # as when the table's type has changed since
+                    logger.warning(
+                        "table %r, partition %d: the changelog keeps a record of an uncommitted "
+                        "change, for its key cannot be read: %s", table.name, held.partition, error,
+                    )  # fmt: skip
 
     def _make_shard(self, held: _Held, table: AnyTable, topic_id: str) -> AnyShard:
         placement = (

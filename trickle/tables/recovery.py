@@ -18,14 +18,16 @@ Nothing is built anew so from a changelog whose beginning is gone: the store alo
 
 Under at-least-once nothing keeps one that stood still for longer than its session from writing to
 changelogs that are another's by now, but its offsets are refused. So offsets are committed with the
-changelogs' *ends*, and records behind them do not count: of these recovery reads the keys alone,
-which the next commit then writes once more as they are.
+changelogs' *ends*, and records behind them do not count: their keys are written once more by the
+next commit, as they are. Unless compaction may have dropped what counts in favour of such a record;
+then it is believed, for nobody knows better.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -139,14 +141,14 @@ class Recovered(NamedTuple):
         wrote: whether anything was written to the store.
         records: how many records were read, by table; tables that were up to date are left out.
         ends: where the changelogs end, by table.
-        unsure: the keys of records that do not count, by table.
+        unsure: the records that do not count, the last one of each key, by table.
     """
 
     topic_ids: dict[str, str]
     wrote: bool
     records: dict[str, int]
     ends: dict[str, int]
-    unsure: dict[str, set[bytes]]
+    unsure: dict[str, dict[bytes, bytes | None]]
 
 
 async def recover(
@@ -243,7 +245,9 @@ class _Attempt:
         self.wrote = False
         self.records: dict[str, int] = {}
         self.ends: dict[str, int] = {}
-        self.unsure: dict[str, set[bytes]] = {}
+        self.unsure: dict[str, dict[bytes, bytes | None]] = {}
+        self._counted: Counter[TopicPartition] = Counter()
+        self._low: dict[TopicPartition, int] = {}
         self._at = {TopicPartition(topic, partition): name for name, topic in tables.items()}
         self._plans: dict[TopicPartition, Plan] = {}
         self._pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
@@ -268,6 +272,7 @@ class _Attempt:
                 self._at[at]: max(at_end, self._plans[at].end) for at, at_end in positions.items()
             }
             await self._write(positions)
+            await self._believe()
             if cut := await self.trimmed():
                 return cut
         await self._write({at: plan.start for at, plan in self._plans.items() if at not in wanted})
@@ -303,7 +308,7 @@ class _Attempt:
     def _plan(self, marks: Mapping[TopicPartition, Watermarks]) -> None:
         for at, name in self._at.items():
             position = self._environment.tables[name].position
-            self.ends[name] = marks[at].high
+            self.ends[name], self._low[at] = marks[at].high, marks[at].low
             sure = self._sure.get(name)
             if name in self._afresh:
                 plan = Plan(marks[at].low, marks[at].high, self._afresh[name])
@@ -379,11 +384,37 @@ class _Attempt:
         pairs = changelog_pairs(batch)
         sure = self._plans[at].sure
         if batch.next_offset <= sure:
+            self._counted[at] += len(batch)
             return pairs
-        offsets = map(batch.offset, range(len(batch)))
-        count = sum(offset < sure for offset in offsets)
-        self.unsure.setdefault(self._at[at], set()).update(key for key, _ in pairs[count:])
+        count = sum(offset < sure for offset in map(batch.offset, range(len(batch))))
+        self._counted[at] += count
+        self.unsure.setdefault(self._at[at], {}).update(pairs[count:])
         return pairs[:count]
+
+    async def _believe(self) -> None:
+        """Take over what does not count, where compaction may have dropped what did."""
+        writes: list[TableWrite] = []
+        for at, plan in self._plans.items():
+            data = self._environment.tables[self._at[at]]
+            unsure = self.unsure.get(self._at[at])
+            if not unsure or self._counted[at] >= min(plan.sure, plan.end) - plan.start:
+                continue
+            # One that begins with nothing has read all that counts, of the keys that it has.
+            whole = plan.start == self._low[at]
+            lost = {
+                key: value for key, value in unsure.items() if not whole or data.get(key) is None
+            }
+            assert data.position is not None
+            writes.append(
+                TableWrite(
+                    table=self._at[at],
+                    position=data.position,
+                    changes=coalesced(list(lost.items())),
+                )
+            )
+        if writes:
+            self.wrote = True
+            await self._environment.write(writes)
 
     async def _fetch(self, reader: Reader, wanted: Mapping[TopicPartition, int]) -> Sequence[Batch]:
         patience = self._timeout

@@ -409,10 +409,10 @@ class Shard(Generic[K, V]):
 
     # Commits
 
-    def affirm(self, keys: Iterable[bytes]) -> None:
-        """Let the next commit write some stored keys once more, as they are."""
-        for mark in map(self.keys.mark_of, keys):
-            self.dirty[mark] = self._settled_below(mark)
+    def affirm(self, key: bytes) -> None:
+        """Let the next commit write a stored key once more, as it is."""
+        mark = self.keys.mark_of(key)
+        self.dirty[mark] = self._settled_below(mark)
 
     def snapshot(self) -> Changes | None:
         """Take what has settled since the last commit into one; None where there is nothing.
