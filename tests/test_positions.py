@@ -7,13 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trickle.exceptions import DefinitionError
-from trickle.positions import (
-    METADATA_BYTES_MAX,
-    Positions,
-    check_names,
-    ends_beside,
-    read_positions,
-)
+from trickle.positions import METADATA_BYTES_MAX, Positions, check_names, read_positions
 from trickle.transport.contract import CommittedOffset
 
 AGENTS = ["quick", "slow", "ünïcode", "x" * 50]
@@ -124,27 +118,3 @@ def _fits(names: list[str]) -> bool:
 def test_metadata_of_another_making_counts_as_none() -> None:
     for metadata in ("", "{", "not json", '{"c": 5}', "[]", "\x00"):
         assert read_positions(CommittedOffset(7, metadata)) == Positions(7)
-
-
-@pytest.mark.parametrize("ends", [None, {}, {"counts": 7, "sums": 0}])
-def test_the_ends_of_changelogs_travel_and_are_of_one_commit(ends: dict[str, int] | None) -> None:
-    found = read_positions(Positions(5, ends=ends).write())
-    assert found.ends == ends
-    assert found.moved({"a": 6}, "me", released=False).ends is None
-
-
-def test_ends_that_have_no_room_are_left_out() -> None:
-    """Nobody fails for them: who recovers believes the changelogs to their ends."""
-    ends = {f"table-{number}": 1 << 40 for number in range(200)}
-    written = Positions(5, {"a": 7}, ends=ends).write()
-    assert len(written.metadata) <= METADATA_BYTES_MAX
-    assert read_positions(written) == Positions(5, {"a": 7})
-
-
-def test_ends_are_known_where_all_commits_tell_the_same() -> None:
-    first = Positions(5, ends={"t": 10, "u": 3})
-    assert ends_beside([first, Positions(9, ends={"u": 3, "t": 10})]) == {"t": 10, "u": 3}
-    assert ends_beside([]) == {}
-    # Committed apart: by a transaction, by another tool, or by a program with other tables.
-    for other in (Positions(9), Positions(9, ends={}), Positions(9, ends={"t": 12, "u": 3})):
-        assert ends_beside([first, other]) == ends_beside([other, first]) == {}

@@ -12,7 +12,7 @@ The steps, as they stand below in :meth:`Committer.commit`:
    never holds what the broker did not commit, so an unclean death needs no wipe.
 
 Under at-least-once, step 3 is: wait until effects and changelog are delivered, then commit the
-offsets, with where the changelogs end now: what is behind that does not count.
+offsets, and with them where the changelogs end: what is behind that does not count.
 
 A commit that fails ends the generation of every lane in it. Until the conductor has opened the
 next generation the committer is *broken*: it refuses to commit, for what has settled since then
@@ -362,6 +362,7 @@ class Committer(Service):
         for partition, shard, changes in taken.dirty:
             self._sensor.table_changed(shard.table, len(changes))
             shard.committed(ends[partition])
+            shard.told = not self._transactional
         self.outstanding.answered(taken)
         self._producer.release()
         ended = trio.current_time()
@@ -379,12 +380,10 @@ class Committer(Service):
         """Step 1: take what has settled; it has no await, so each event is in it or not."""
         self._producer.catch_up()
         settled, beyond = settled_positions(self._scopes)
-        dirty, beside = changed_shards(self._scopes)
-        told = None if self._transactional else beside
+        consumer = self._consumer
         taken = Snapshot(
-            plan=self._consumer.plan(settled, releasing, beyond, told) if self._consumer else {},
-            dirty=dirty,
-            scopes=tuple(self._scopes),
+            plan=consumer.plan(settled, releasing, beyond) if consumer is not None else {},
+            dirty=changed_shards(self._scopes),
             events=self._events,
             size=self._producer.published_bytes,
             after=self._after,
@@ -407,13 +406,15 @@ class Committer(Service):
             for partition, _, changes in taken.dirty
             for pairs in changes.encoded()
         )
+        offsets = taken.offsets()
         if self._transactional:
-            member = consumer.member if consumer is not None and taken.plan else None
-            return await self._producer.commit(changelog, taken.offsets(), member, taken.mark)
+            offsets |= taken.ends_taken_back()
+            member = consumer.member if consumer is not None and offsets else None
+            return await self._producer.commit(changelog, offsets, member, taken.mark)
         ends = await self._producer.commit(changelog, {}, None, None)
-        taken.note_ends(ends)
-        if consumer is not None and taken.plan:
-            await consumer.client.commit(taken.offsets())
+        offsets |= taken.ends(ends)
+        if consumer is not None and offsets:
+            await consumer.client.commit(offsets)
         return ends
 
     def _failed(

@@ -21,7 +21,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
@@ -40,19 +40,23 @@ from trickle.fencing import Fencing
 from trickle.inboxes import Inboxes
 from trickle.lanes import lanes_of
 from trickle.patience import patiently
-from trickle.positions import Positions, ends_beside
+from trickle.positions import Positions
 from trickle.producer import Producer
-from trickle.scope import Scope
+from trickle.scope import Scope, changelogs
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.streams import Lane, Pace
 from trickle.tables import Table, TableManager
+from trickle.transport.contract import CommittedOffset
 from trickle.types import TopicPartition
 from trickle.utils.frames import release_frames
 
 __all__ = ["Conductor"]
 
 logger = logging.getLogger("trickle.conductor")
+
+_Positions: TypeAlias = Mapping[TopicPartition, Positions]
+_Ends: TypeAlias = Mapping[TopicPartition, CommittedOffset]
 
 
 class Conductor(Service):
@@ -207,6 +211,9 @@ class Conductor(Service):
         await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
         scopes = self._group(partitions)
+        ends = await patiently(
+            lambda: self._consumer.ends(changelogs(scopes, self._tables)), self._patient
+        )
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
         lowest = {partition: position.offset for partition, position in positions.items()}
         await self._consumer.client.assign(lowest, paused=partitions)
@@ -214,7 +221,7 @@ class Conductor(Service):
         # Shards are recovered all at once: their reads share one link, their writes one thread.
         async with trio.open_nursery() as nursery:
             for scope in scopes:
-                nursery.start_soon(self._open_scope, scope, positions)
+                nursery.start_soon(self._open_scope, scope, positions, ends)
         if self._rebalancing:  # else a failed commit has led here
             self._rebalancing = False
             self._sensor.rebalance_ended(trio.current_time() - started)
@@ -225,9 +232,7 @@ class Conductor(Service):
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
 
-    async def _recall(
-        self, partitions: frozenset[TopicPartition]
-    ) -> Mapping[TopicPartition, Positions]:
+    async def _recall(self, partitions: frozenset[TopicPartition]) -> _Positions:
         """Find where partitions stand, with nothing left open before what is sent from now on."""
         positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
         if await patiently(self._committer.forgotten.end_suspects, self._patient):
@@ -244,12 +249,9 @@ class Conductor(Service):
             groups[self._counts[partition.topic], partition.partition].add(partition)
         return [Scope(*key, frozenset(group)) for key, group in sorted(groups.items())]
 
-    async def _open_scope(
-        self, scope: Scope, positions: Mapping[TopicPartition, Positions]
-    ) -> None:
+    async def _open_scope(self, scope: Scope, positions: _Positions, ends: _Ends) -> None:
         tables = self._tables.get(scope.count, ())
         if tables:
-            ends = ends_beside(positions[at] for at in scope.partitions)
             scope.shards = await patiently(
                 lambda: self._manager.open(scope.count, scope.number, tables, ends), self._patient
             )
@@ -267,9 +269,7 @@ class Conductor(Service):
             self._committer.hurry()
         self._consumer.client.resume(scope.partitions)
 
-    def _open_lane(
-        self, scope: Scope, agent: Agent[Any, Any], positions: Mapping[TopicPartition, Positions]
-    ) -> None:
+    def _open_lane(self, scope: Scope, agent: Agent[Any, Any], positions: _Positions) -> None:
         mine = [at for at in scope.partitions if any(t.name == at.topic for t in agent.topics)]
         make = lanes_of(
             agent,

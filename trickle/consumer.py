@@ -29,6 +29,7 @@ from trickle.positions import Positions, read_positions
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
+    CommittedOffset,
     ConsumerClient,
     ConsumerOptions,
     Member,
@@ -318,6 +319,19 @@ class Consumer(Service):
         await self._keep(begun)
         return {partition: self._committed[partition] for partition in partitions}
 
+    async def ends(
+        self, changelogs: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, CommittedOffset]:
+        """Return where changelogs ended with the last commits under at-least-once, as committed.
+
+        The metadata is the identity of the changelog; where it is another's, or none, all of the
+        changelog counts.
+        """
+        if not changelogs:
+            return {}
+        found = await self._transport.admin.committed(self._options.group, changelogs, stable=True)
+        return {at: end for at, end in found.items() if end is not None}
+
     async def _added(self, unknown: Iterable[TopicPartition]) -> Collection[TopicPartition]:
         """Return which partitions without an offset the topics have grown by.
 
@@ -397,23 +411,19 @@ class Consumer(Service):
         settled: Mapping[TopicPartition, Mapping[str, int]],
         releasing: frozenset[TopicPartition],
         beyond: Mapping[TopicPartition, Mapping[str, Ranges]] | None = None,
-        beside: Mapping[frozenset[TopicPartition], bool] | None = None,
     ) -> dict[TopicPartition, Positions]:
         """Return the positions that a commit now has to write: those that have changed.
 
         Also those that bear the name of somebody who did not release them: from then on they bear
-        ours, and nobody has to fence him for them any more. And those that tell where changelogs
-        end, which a transaction does not.
+        ours, and nobody has to fence him for them any more.
 
         Args:
             settled: the positions of the agents.
             releasing: partitions that are given back.
             beyond: what agents have settled beyond their positions.
-            beside: partitions that are to tell the same ends, and whether these have moved.
         """
         beyond = beyond or {}
         plan: dict[TopicPartition, Positions] = {}
-        whole: dict[TopicPartition, Positions] = {}
         for partition, agents in settled.items():
             before = self._committed.get(partition)
             if before is None:
@@ -422,20 +432,15 @@ class Consumer(Service):
             after = before.moved(
                 agents, self.committer_id, released=releases, beyond=beyond.get(partition)
             )
-            whole[partition] = after
             moved = (after.offset, after.agents, after.beyond) != (
                 before.offset, before.agents, before.beyond,
             )  # fmt: skip
-            moved = moved or (beside is None and before.ends is not None)
             unreleased = bool(before.committer) and not before.released
             foreign = (
                 unreleased and bool(self.committer_id) and (before.committer != self.committer_id)
             )
             if moved or foreign or (releases and unreleased):
                 plan[partition] = after
-        for group, changed in (beside or {}).items():
-            if changed or not plan.keys().isdisjoint(group):
-                plan |= {at: whole[at] for at in group & whole.keys()}
         for partition in releasing - settled.keys():  # whose lanes have ended before
             before = self._committed.get(partition)
             if before is not None and before.committer and not before.released:

@@ -9,16 +9,12 @@ It names the topic's identity as well, for a topic that was deleted and created 
 records at the same offsets; and how many partitions it had when this one was begun, for one that
 the topic has grown by since must not be begun at its end.
 
-Under at-least-once it tells where the changelogs beside the partition ended with the commit. What
-stands in them behind that, nobody has committed: it is what a dead worker had under way, or what
-one that stood still for longer than its session has written since (see :func:`ends_beside`).
-
 The metadata is compact JSON: ``{"c": committer, "r": released, "t": topic id, "p": program, "n":
-partitions, "a": {agent: position}, "l": {agent: ranges}, "e": {table: end}}``, with only those
-agents in it whose position lies above the committed offset. An agent that is not named is at the
-committed offset; so is a new one. One that this program does not know is carried on while its
-position lies above the offset, and holds nothing back. The ranges are those that an agent with
-concurrency has settled beyond its position, as :mod:`trickle.ledger` writes them.
+partitions, "a": {agent: position}, "l": {agent: ranges}}``, with only those agents in it whose
+position lies above the committed offset. An agent that is not named is at the committed offset; so
+is a new one. One that this program does not know is carried on while its position lies above the
+offset, and holds nothing back. The ranges are those that an agent with concurrency has settled
+beyond its position, as :mod:`trickle.ledger` writes them.
 """
 
 from __future__ import annotations
@@ -31,16 +27,10 @@ from trickle.exceptions import DefinitionError
 from trickle.ledger import Ledger, Ranges, read_ranges, write_ranges
 from trickle.transport.contract import CommittedOffset
 
-__all__ = [
-    "METADATA_BYTES_MAX",
-    "Positions",
-    "check_names",
-    "ends_beside",
-    "read_positions",
-]
+__all__ = ["METADATA_BYTES_MAX", "Positions", "check_names", "read_positions"]
 
 METADATA_BYTES_MAX = 4000
-"""What trickle fills; ranges give way where it would be more, and so do changelogs' ends."""
+"""What trickle fills; ranges give way where it would be more."""
 
 _KAFKA_BYTES_MAX = 4095
 """Kafka's ``offset.metadata.max.bytes`` is 4,096 by default, and 4,095 pass (as measured)."""
@@ -54,7 +44,6 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     n: int = 0
     a: dict[str, int] = {}
     l: dict[str, str] = {}  # noqa: E741 - each byte counts
-    e: dict[str, int] | None = None
 
 
 _decode = msgspec.json.Decoder(_Wire).decode
@@ -73,8 +62,6 @@ class Positions(msgspec.Struct, frozen=True):
         program: what committed them, see :mod:`trickle.namesakes`.
         partitions: how many the topic had when this one was begun; 0 where it is not known.
         beyond: what agents have settled beyond their positions.
-        ends: where the changelogs beside it ended with the commit, by table; None where the commit
-            does not tell, as those of exactly-once.
     """
 
     offset: int
@@ -85,7 +72,6 @@ class Positions(msgspec.Struct, frozen=True):
     program: str = ""
     beyond: Mapping[str, Ranges] = {}
     partitions: int = 0
-    ends: Mapping[str, int] | None = None
 
     def of(self, agent: str) -> int:
         """Return the position of one agent."""
@@ -137,9 +123,8 @@ class Positions(msgspec.Struct, frozen=True):
         texts.update(dict.fromkeys(sharing, ""))
         ends = dict.fromkeys({*agents, *self.agents, *carried}, _OFFSET_MAX)
         full = Positions(
-            0, ends, committer, True, self.topic_id, self.program, partitions=self.partitions,
-            ends=self.ends,
-        )  # fmt: skip
+            0, ends, committer, True, self.topic_id, self.program, partitions=self.partitions
+        )
         return max(0, METADATA_BYTES_MAX - len(_encode(full._wire(texts)))) // len(sharing)
 
     def _wire(self, texts: dict[str, str]) -> _Wire:
@@ -147,7 +132,7 @@ class Positions(msgspec.Struct, frozen=True):
         released = int(self.released)
         return _Wire(
             self.committer, released, self.topic_id, self.program, self.partitions,
-            dict(self.agents), texts, None if self.ends is None else dict(self.ends),
+            dict(self.agents), texts,
         )  # fmt: skip
 
     def write(self) -> CommittedOffset:
@@ -157,11 +142,7 @@ class Positions(msgspec.Struct, frozen=True):
             DefinitionError: there are too many agents, with too long names.
         """
         texts = {name: write_ranges(self.of(name), ranges) for name, ranges in self.beyond.items()}
-        wire = self._wire(texts)
-        metadata = _encode(wire)
-        if len(metadata) > METADATA_BYTES_MAX and wire.e is not None:
-            wire.e = None
-            metadata = _encode(wire)
+        metadata = _encode(self._wire(texts))
         if len(metadata) > _KAFKA_BYTES_MAX:
             names = sorted(self.agents.keys() | texts.keys())
             raise DefinitionError(
@@ -197,20 +178,4 @@ def read_positions(committed: CommittedOffset) -> Positions:
         }
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
-    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n, wire.e)
-
-
-def ends_beside(positions: Iterable[Positions]) -> Mapping[str, int]:
-    """Return where changelogs ended with the last commit, by table; empty where it is not known.
-
-    Who is in the group no more cannot commit offsets, though what it had handed to the broker may
-    yet arrive. So the ends that offsets were committed with tell which records count.
-
-    Args:
-        positions: of all partitions that have a part in the tables. They are committed together,
-            so they say the same, or one of them was committed by somebody else since.
-    """
-    told = [one.ends for one in positions]
-    if not told or told[0] is None or any(ends != told[0] for ends in told):
-        return {}
-    return told[0]
+    return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n)

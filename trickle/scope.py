@@ -6,13 +6,14 @@ together, its tables are co-partitioned with them, and its shards share one stor
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trickle.streams import Lane
 from trickle.tables import Shard, Table
 from trickle.types import TopicPartition
 
-__all__ = ["Scope"]
+__all__ = ["Scope", "changelogs"]
 
 
 class Scope:
@@ -34,3 +35,18 @@ class Scope:
         self.lanes: list[Lane] = []
         self.shards: dict[Table[Any, Any], Shard[Any, Any]] = {}
         self.changelogs: dict[str, Shard[Any, Any]] = {}
+
+
+def changelogs(
+    scopes: Iterable[Scope], tables: Mapping[int, Sequence[Table[Any, Any]]]
+) -> set[TopicPartition]:
+    """Return the changelogs' partitions of some scopes.
+
+    Args:
+        tables: by their partition count.
+    """
+    return {
+        TopicPartition(table.changelog, scope.number)
+        for scope in scopes
+        for table in tables.get(scope.count, ())
+    }

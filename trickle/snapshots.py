@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
-
-from msgspec import structs
 
 from trickle.calls import Call
 from trickle.context import Effect
@@ -25,15 +23,12 @@ class Enrolled(Protocol):
 
     Attributes:
         number: the partition number.
-        partitions: what is assigned of it.
         lanes: those that are open.
         changelogs: the shards by the changelog topic's name.
     """
 
     @property
     def number(self) -> int: ...
-    @property
-    def partitions(self) -> Iterable[TopicPartition]: ...
     @property
     def lanes(self) -> Iterable[Lane]: ...
     @property
@@ -44,10 +39,13 @@ Dirty: TypeAlias = tuple[TopicPartition, Shard[Any, Any], Changes]
 """A changelog's partition, whose it is, and what the commit adds to it."""
 
 
+_UNTOLD = CommittedOffset(0, "")  # of a changelog: all of its records count
+
+
 class Snapshot(NamedTuple):
     """What one commit holds."""
 
-    plan: dict[TopicPartition, Positions]
+    plan: Mapping[TopicPartition, Positions]
     dirty: list[Dirty]
     events: int
     size: int
@@ -55,7 +53,6 @@ class Snapshot(NamedTuple):
     ticks: list[Effect]
     holder: Lane | None
     mark: Mark | None
-    scopes: Sequence[Enrolled] = ()
 
     @property
     def empty(self) -> bool:
@@ -66,18 +63,17 @@ class Snapshot(NamedTuple):
         """Return what is committed for the partitions."""
         return {at: positions.write() for at, positions in self.plan.items()}
 
-    def note_ends(self, ends: Mapping[TopicPartition, int]) -> None:
-        """Add to the plan where the changelogs end, now that the changes are in them.
+    def ends(self, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, CommittedOffset]:
+        """Return what is committed for the changelogs, now that the changes are in them.
 
         Raises:
             CommitFailed: a changelog has more records than this worker has written, so that what
                 keys are in it is not known before it is read again.
         """
-        odd = False
+        told: dict[TopicPartition, CommittedOffset] = {}
         for at, shard, changes in self.dirty:
             before, shard.end = shard.end, ends[at]
             strange = ends[at] - before - len(changes)
-            odd |= strange < 0  # no end of this changelog's: nobody is told of any
             if strange > 0:
                 raise CommitFailed(
                     f"changelog {at.topic!r}, partition {at.partition}, has {strange} records that "
@@ -85,37 +81,27 @@ class Snapshot(NamedTuple):
                     "its session had handed to the broker has arrived late; the events since the "
                     "last commit run again", superseded=True,
                 )  # fmt: skip
-        for scope in self.scopes if not odd else ():
-            known: dict[str, int] = {}
-            for topic, shard in scope.changelogs.items():
-                stored = shard.position.offset if shard.position is not None else 0
-                known[shard.table] = ends.get(TopicPartition(topic, scope.number), stored)
-            for at in self.plan.keys() & frozenset(scope.partitions if known else ()):
-                self.plan[at] = structs.replace(self.plan[at], ends=known)
+            # Fewer than were written: that is no end of this changelog's, so none is told.
+            told[at] = _UNTOLD if strange else CommittedOffset(ends[at], shard.topic_id)
+        return told
+
+    def ends_taken_back(self) -> dict[TopicPartition, CommittedOffset]:
+        """Return the same for a transaction, which does not know where it will end."""
+        return {at: _UNTOLD for at, shard, _ in self.dirty if shard.told}
 
     def only_ticks(self) -> Snapshot:
         """Return what is kept of it to tell later whether its ticks are there."""
-        return self._replace(plan={}, dirty=[], after=[], holder=None, scopes=())
+        return self._replace(plan={}, dirty=[], after=[], holder=None)
 
 
-def changed_shards(
-    scopes: Iterable[Enrolled],
-) -> tuple[list[Dirty], dict[frozenset[TopicPartition], bool]]:
-    """Take the shards' settled changes since the last commit.
-
-    Returns:
-        The changes; and the partitions beside tables, scope by scope, and whether there are any.
-    """
-    dirty: list[Dirty] = []
-    beside: dict[frozenset[TopicPartition], bool] = {}
-    for scope in scopes:
-        before = len(dirty)
-        for changelog, shard in scope.changelogs.items():
-            if (changes := shard.snapshot()) is not None:
-                dirty.append((TopicPartition(changelog, scope.number), shard, changes))
-        if scope.changelogs:
-            beside[frozenset(scope.partitions)] = len(dirty) > before
-    return dirty, beside
+def changed_shards(scopes: Iterable[Enrolled]) -> list[Dirty]:
+    """Take the shards' settled changes since the last commit."""
+    return [
+        (TopicPartition(changelog, scope.number), shard, changes)
+        for scope in scopes
+        for changelog, shard in scope.changelogs.items()
+        if (changes := shard.snapshot()) is not None
+    ]
 
 
 def settled_positions(

@@ -163,8 +163,8 @@ async def test_what_exactly_once_committed_since_counts(mock_clock: MockClock) -
         assert smaller.state(t) == {"a": 5, "b": 1}
 
 
-async def test_a_topic_whose_offset_is_gone_puts_the_ends_in_doubt(mock_clock: MockClock) -> None:
-    """As when it was deleted: nobody knows what was committed with it."""
+async def test_a_topic_whose_offset_is_gone_takes_nothing_with_it(mock_clock: MockClock) -> None:
+    """As when it was deleted and made anew: its events come again."""
     scene = Scene(topics=("source", "idle"))
     async with trickle.testing.run(scene.app) as t:
         await scene.send(t, "b", topic="idle")
@@ -173,7 +173,39 @@ async def test_a_topic_whose_offset_is_gone_puts_the_ends_in_doubt(mock_clock: M
         t.broker.group("app").offsets.pop(TopicPartition("source", 0))
         t.workers.clear()
         await scene.take_over(t)
-        assert scene.state() == {"a": 6, "b": 1}  # they come again, and nothing was forgotten
+        assert scene.state() == {"a": 6, "b": 1}
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+async def test_what_a_program_with_other_topics_committed_since_counts(
+    mock_clock: MockClock, guarantee: Guarantee
+) -> None:
+    """As when a release that reads another topic is taken back."""
+    scene = Scene(topics=("old",))
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "a")
+        newer = Scene(guarantee, topics=("new",))
+        await newer.take_over(t)
+        await newer.send(t, *"aaaa")
+        back = Scene(topics=("old",))
+        await back.take_over(t)
+        assert back.state(t) == {"a": 5}
+
+
+async def test_a_late_record_of_a_key_that_was_read_is_not_believed(mock_clock: MockClock) -> None:
+    """Although compaction has dropped records of others, on a disk that is older than that."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "a")
+        await t.advance(5)
+        await t.rebalance(workers=0)
+        older = Scene()
+        await older.take_over(t)
+        await older.send(t, *"aaabbb")
+        t.broker.compact(scene.counts.changelog)
+        await scene.write_late(t, b=1)
+        await t.crash()
+        assert older.state(t) == {"a": 4, "b": 3}
 
 
 async def test_a_table_that_comes_back_after_a_release(mock_clock: MockClock) -> None:

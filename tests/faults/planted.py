@@ -45,14 +45,14 @@ BUGS = {
             (
                 """\
         ends = await self._producer.commit(changelog, {}, None, None)
-        taken.note_ends(ends)
-        if consumer is not None and taken.plan:
-            await consumer.client.commit(taken.offsets())
+        offsets |= taken.ends(ends)
+        if consumer is not None and offsets:
+            await consumer.client.commit(offsets)
         return ends
 """,
                 """\
-        if consumer is not None and taken.plan:
-            await consumer.client.commit(taken.offsets())
+        if consumer is not None and offsets:
+            await consumer.client.commit(offsets)
         return await self._producer.commit(changelog, {}, None, None)
 """,
             )
@@ -153,15 +153,11 @@ BUGS = {
         ],
     ),
     "ends-left-out": Bug(
-        "positions.py",
+        "commit.py",
         [
             (
-                """\
-        if len(metadata) > METADATA_BYTES_MAX and wire.e is not None:
-""",
-                """\
-        if wire.e is not None:
-""",
+                "        offsets |= taken.ends(ends)\n",
+                "",
             )
         ],
         [

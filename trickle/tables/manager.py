@@ -30,7 +30,8 @@ from trickle.tables.shard import Shard
 from trickle.tables.standby import Standbys
 from trickle.tables.standby_plan import Place
 from trickle.tables.table import Table, foreign_table
-from trickle.transport.contract import TopicSpec, Transport
+from trickle.transport.contract import CommittedOffset, TopicSpec, Transport
+from trickle.types import TopicPartition
 from trickle.utils.failpoints import fail_point
 
 __all__ = ["TableManager", "TableManagerStatistics"]
@@ -179,7 +180,7 @@ class TableManager(Service):
         count: int,
         partition: int,
         tables: Sequence[AnyTable],
-        ends: Mapping[str, int] | None = None,
+        ends: Mapping[TopicPartition, CommittedOffset] | None = None,
     ) -> dict[AnyTable, AnyShard]:
         """Open the shards of a partition number, and bring them up to date.
 
@@ -187,7 +188,8 @@ class TableManager(Service):
         read as a stable one.
 
         Args:
-            ends: up to where the records of a table's changelog count, where that is known.
+            ends: where changelogs ended with the last commits, where that was told; the metadata
+                is the changelog's identity.
 
         Raises:
             StoreError: the data directory cannot be used.
@@ -230,7 +232,10 @@ class TableManager(Service):
             self._standbys.free(place)
 
     async def _bring_up(
-        self, held: _Held, tables: Sequence[AnyTable], ends: Mapping[str, int] | None
+        self,
+        held: _Held,
+        tables: Sequence[AnyTable],
+        ends: Mapping[TopicPartition, CommittedOffset] | None,
     ) -> None:
         """Recover an environment, and make its shards or let them go on."""
         place = (held.count, held.partition)
@@ -270,7 +275,8 @@ class TableManager(Service):
             elif found.wrote:
                 shard.topic_id = found.topic_ids[table.name]
                 shard.reload()
-            shard.end = found.ends[table.name]
+            told = (ends or {}).get(TopicPartition(table.changelog, held.partition))
+            shard.end, shard.told = found.ends[table.name], told is not None and bool(told.metadata)
             for key in found.unsure.get(table.name, ()):
                 try:
                     shard.affirm(key)

@@ -17,15 +17,16 @@ is built anew. (A compacted changelog may have dropped it for a later one: then 
 Nothing is built anew so from a changelog whose beginning is gone: the store alone may have that.
 
 Under at-least-once nothing keeps one that stood still for longer than its session from writing to
-changelogs that are another's by now, but its offsets are refused. So offsets are committed with the
-changelogs' *ends*, and records behind them do not count: their keys are written once more by the
-next commit, as they are. Unless compaction may have dropped what counts in favour of such a record;
-then it is believed, for nobody knows better.
+changelogs that are another's by now, but its offsets are refused. So changelogs have committed
+offsets, too: their *ends* with the last commit. Records behind them do not count: their keys are
+written once more by the next commit, as they are. Unless compaction may have dropped what counts in
+favour of such a record; then it is believed, for nobody knows better.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ from trickle.stores.contract import (
 )
 from trickle.tables.recovery_plan import Plan, plan_recovery
 from trickle.transport.batches import Batch
-from trickle.transport.contract import Reader, Transport, Watermarks
+from trickle.transport.contract import CommittedOffset, Reader, Transport, Watermarks
 from trickle.transport.looks import find_topics
 from trickle.types import Headers, TopicPartition
 from trickle.utils.failpoints import fail_point
@@ -69,6 +70,7 @@ MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, byte
 
 _WRITE_RECORDS = 2_000
 _WRITE_BYTES = 8 << 20  # of each partition number: all of them recover at once
+_SEEN_MAX = 100_000  # keys of each table that are known to have been read
 _REPORT_INTERVAL = 5.0
 _ATTEMPTS = 5
 TRIMMED = "the changelog was trimmed while it was read"
@@ -162,14 +164,14 @@ async def recover(
     markers: bool,
     report: Callable[[RecoveryProgress | None], None],
     unblock: Callable[[], Awaitable[None]] | None = None,
-    ends: Mapping[str, int] | None = None,
+    ends: Mapping[TopicPartition, CommittedOffset] | None = None,
 ) -> Recovered:
     """Bring all tables of an environment up to date.
 
     Args:
         tables: the changelog's name of each table.
-        ends: up to where the records of a table's changelog count; all of them where it is not
-            named.
+        ends: up to where the records of a changelog count; its metadata is the changelog's
+            identity. All of them do where it is not named.
         timeout: seconds without progress after which it fails.
         markers: as for :func:`plan_recovery`.
         report: told of the progress, and None at the end.
@@ -229,7 +231,7 @@ class _Attempt:
         *,
         unblock: Callable[[], Awaitable[None]] | None,
         afresh: Mapping[str, str],
-        ends: Mapping[str, int],
+        ends: Mapping[TopicPartition, CommittedOffset],
     ) -> None:
         self._transport = transport
         self._environment = environment
@@ -240,7 +242,7 @@ class _Attempt:
         self._markers = markers
         self._unblock = unblock
         self._afresh = afresh
-        self._sure = ends
+        self._told = ends
         self.topic_ids: dict[str, str] = {}
         self.wrote = False
         self.records: dict[str, int] = {}
@@ -248,6 +250,7 @@ class _Attempt:
         self.unsure: dict[str, dict[bytes, bytes | None]] = {}
         self._counted: Counter[TopicPartition] = Counter()
         self._low: dict[TopicPartition, int] = {}
+        self._seen: dict[TopicPartition, set[bytes]] = {}
         self._at = {TopicPartition(topic, partition): name for name, topic in tables.items()}
         self._plans: dict[TopicPartition, Plan] = {}
         self._pending: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
@@ -309,7 +312,11 @@ class _Attempt:
         for at, name in self._at.items():
             position = self._environment.tables[name].position
             self.ends[name], self._low[at] = marks[at].high, marks[at].low
-            sure = self._sure.get(name)
+            told = self._told.get(at)
+            known = told is not None and told.metadata == self.topic_ids[name]
+            sure = told.offset if told is not None and known else None
+            if sure is not None and sure < marks[at].low:
+                sure = None  # what counts is gone
             if name in self._afresh:
                 plan = Plan(marks[at].low, marks[at].high, self._afresh[name])
                 self._plans[at] = plan.until(sure)
@@ -380,15 +387,17 @@ class _Attempt:
                 await self._write({at: positions[at] for at in proven})
 
     def _that_count(self, batch: Batch, at: TopicPartition) -> list[tuple[bytes, bytes | None]]:
-        """Return a batch's changes; note the keys of those that do not count."""
+        """Return a batch's changes; note those that do not count, and which keys have one."""
         pairs = changelog_pairs(batch)
         sure = self._plans[at].sure
-        if batch.next_offset <= sure:
-            self._counted[at] += len(batch)
-            return pairs
-        count = sum(offset < sure for offset in map(batch.offset, range(len(batch))))
+        count = len(pairs)
+        if batch.next_offset > sure:
+            count = sum(offset < sure for offset in map(batch.offset, range(len(batch))))
+            self.unsure.setdefault(self._at[at], {}).update(pairs[count:])
         self._counted[at] += count
-        self.unsure.setdefault(self._at[at], {}).update(pairs[count:])
+        seen = self._seen.setdefault(at, set())
+        if sure < math.inf and len(seen) < _SEEN_MAX:
+            seen.update(key for key, _ in pairs[:count])
         return pairs[:count]
 
     async def _believe(self) -> None:
@@ -401,16 +410,15 @@ class _Attempt:
                 continue
             # One that begins with nothing has read all that counts, of the keys that it has.
             whole = plan.start == self._low[at]
-            lost = {
-                key: value for key, value in unsure.items() if not whole or data.get(key) is None
-            }
+            seen = self._seen[at]
+            lost = [
+                (key, value)
+                for key, value in unsure.items()
+                if key not in seen and (not whole or data.get(key) is None)
+            ]
             assert data.position is not None
             writes.append(
-                TableWrite(
-                    table=self._at[at],
-                    position=data.position,
-                    changes=coalesced(list(lost.items())),
-                )
+                TableWrite(table=self._at[at], position=data.position, changes=coalesced(lost))
             )
         if writes:
             self.wrote = True

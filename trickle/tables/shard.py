@@ -73,6 +73,7 @@ class Shard(Generic[K, V]):
         hot: what the facade may read without asking: ``young``, or nothing.
         position: how far the changelog is in what has been committed.
         end: where the changelog ends, as far as this worker has read and written it.
+        told: where it ends is committed, too.
     """
 
     __slots__ = (
@@ -80,7 +81,7 @@ class Shard(Generic[K, V]):
         "_size_committing", "_young_bytes", "agent", "changed", "committing", "data", "dirty",
         "end", "event", "exact", "high", "hot", "keys", "limits", "loans", "low", "number", "old",
         "partition", "partitions", "placement", "plain", "position", "size", "size_committed",
-        "storing", "table", "topic_id", "turn", "unstored", "values", "watch", "young",
+        "storing", "table", "told", "topic_id", "turn", "unstored", "values", "watch", "young",
     )  # fmt: skip
 
     def __init__(
@@ -118,7 +119,7 @@ class Shard(Generic[K, V]):
         self.loans: dict[Turn, Loans] = {}
         self.event: dict[Any, Any] = {}
         self.watch = placement is not None
-        self.end = 0
+        self.end, self.told = 0, False
         self.limit(limits or CacheLimits())
         self.reload()
 

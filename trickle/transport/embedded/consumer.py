@@ -61,7 +61,7 @@ class LogConsumer:
         self._announced = False
         self._grace_until = 0.0
         self._assignment: frozenset[TopicPartition] = frozenset()
-        self._member = Membership(self._group, self._files, {})
+        self._member = Membership(self._group, self._files, {}, ())
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._failure: Exception | None = None
@@ -229,7 +229,7 @@ class LogConsumer:
             for name, topic in self._topics.items()
             if topic.partitions == slot.of
         }
-        self._member = Membership(self._group, self._files, slots)
+        self._member = Membership(self._group, self._files, slots, self._topics)
         self._assignment = frozenset(slots)
         self._announced = True
         await self._listener.assigned(self._assignment)

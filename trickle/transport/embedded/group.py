@@ -163,12 +163,26 @@ class GroupFiles:
 
 
 class Membership:
-    """Proof of membership at one moment: good until the next rebalance begins to give back."""
+    """Proof of membership at one moment: good until the next rebalance begins to give back.
 
-    def __init__(self, group: str, files: GroupFiles, slots: Mapping[TopicPartition, Slot]) -> None:
+    Args:
+        group: whose.
+        files: of the group.
+        slots: what is held.
+        topics: that are shared out among the members; offsets of others are anybody's.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        files: GroupFiles,
+        slots: Mapping[TopicPartition, Slot],
+        topics: Collection[str],
+    ) -> None:
         self._group = group
         self._files = files
         self._slots = slots
+        self._topics = topics
         self.stale = False
 
     def check(self, partitions: Iterable[TopicPartition]) -> None:
@@ -185,7 +199,7 @@ class Membership:
             )
         held = self._files.held
         for partition in partitions:
-            if self._slots.get(partition) not in held:
+            if partition.topic in self._topics and self._slots.get(partition) not in held:
                 raise CommitFailed(
                     f"group {self._group!r}: this member does not hold partition "
                     f"{partition.partition} of topic {partition.topic!r}; nothing was committed"

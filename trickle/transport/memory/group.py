@@ -201,7 +201,7 @@ class Group:
                 "the partitions belong to others by now, and their events run again there",
                 superseded=True,
             )
-        foreign = [partition for partition in offsets if partition not in known.assignment]
+        foreign = [at for at in offsets if at not in known.assignment and at.topic in known.topics]
         if foreign:
             topic, partition = min(foreign)
             raise CommitFailed(
