@@ -198,6 +198,32 @@ async def test_a_consumer_commits_offsets_with_metadata(transport: Transport) ->
     assert found == {zero: CommittedOffset(6, "second"), one: CommittedOffset(1, "")}
 
 
+async def test_offsets_of_topics_that_are_not_shared_out_are_any_member_s(
+    transport: Transport,
+) -> None:
+    """As those of changelogs are; a membership that is past has no say in them either."""
+    group, topic, other = unique("group"), await declared(transport, 2), await declared(transport)
+    at = TopicPartition(other, 0)
+    holder, newcomer = Listener("holder"), Listener("newcomer")
+    with trio.fail_after(LIMIT):
+        async with (
+            transaction(transport, unique("id"), group) as producer,
+            joined(transport, group, topic, listener=holder) as (client, _),
+        ):
+            await holder.until_held(2)
+            await client.commit({at: CommittedOffset(4, "by the consumer")})
+            found = await transport.admin.committed(group, [at])
+            assert found == {at: CommittedOffset(4, "by the consumer")}
+            await producer.commit({at: CommittedOffset(5)}, client.member)
+            past = client.member
+            async with joined(transport, group, topic, listener=newcomer):
+                await newcomer.until_held(1)
+                await holder.until_held(1)
+                with pytest.raises(CommitFailed):
+                    await producer.commit({at: CommittedOffset(6)}, past)
+                assert await transport.admin.committed(group, [at]) == {at: CommittedOffset(5)}
+
+
 # Leaving
 
 

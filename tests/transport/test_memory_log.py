@@ -238,13 +238,15 @@ class GroupModel(RuleBasedStateMachine):
 
     @rule(member=members)
     def commit(self, member: GroupMember) -> None:
-        """A member may commit for exactly what it holds, and in its own generation only."""
+        """A member may commit for what it holds, or nobody shares, and in its generation only."""
         name = member.member_id
         current = MemoryMember("group", name, member.generation)
         past = MemoryMember("group", name, member.generation - 1)
         every = [TopicPartition(t, n) for t, count in self.counts.items() for n in range(count)]
+        shared = {topic for one in self.group.members.values() for topic in one.topics}
         for partition in every:
-            if partition in member.assignment and not member.expelled:
+            free = partition in member.assignment or partition.topic not in shared
+            if free and not member.expelled:
                 self.group.check(current, [partition])
             else:
                 with pytest.raises(CommitFailed):

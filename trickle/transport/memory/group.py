@@ -188,8 +188,11 @@ class Group:
     def check(self, member: MemoryMember | None, offsets: Collection[TopicPartition]) -> None:
         """See whether a member may commit for partitions; None may, as on Kafka.
 
+        Offsets of topics that the group does not share out are any member's.
+
         Raises:
-            CommitFailed: it is no member any more, or not of this generation.
+            CommitFailed: it is no member any more, or not of this generation, or the partition is
+                another's.
         """
         if member is None:
             return
@@ -201,7 +204,8 @@ class Group:
                 "the partitions belong to others by now, and their events run again there",
                 superseded=True,
             )
-        foreign = [at for at in offsets if at not in known.assignment and at.topic in known.topics]
+        shared = {topic for one in self.members.values() for topic in one.topics}
+        foreign = [at for at in offsets if at.topic in shared and at not in known.assignment]
         if foreign:
             topic, partition = min(foreign)
             raise CommitFailed(
