@@ -412,7 +412,7 @@ class Committer(Service):
             member = consumer.member if consumer is not None and offsets else None
             return await self._producer.commit(changelog, offsets, member, taken.mark)
         ends = await self._producer.commit(changelog, {}, None, None)
-        offsets |= taken.ends(ends)
+        offsets |= taken.ends(ends, consumer.topics if consumer is not None else ())
         if consumer is not None and offsets:
             await consumer.client.commit(offsets)
         return ends

@@ -124,6 +124,11 @@ class Consumer(Service):
         return self._client
 
     @property
+    def topics(self) -> Collection[str]:
+        """Those that are consumed."""
+        return self._options.topics
+
+    @property
     def may_move(self) -> bool:
         """Whether a position that the topic does not hold may be given up."""
         return self._out_of_range != "stop"
@@ -325,11 +330,12 @@ class Consumer(Service):
         """Return where changelogs ended with the last commits under at-least-once, as committed.
 
         The metadata is the identity of the changelog; where it is another's, or none, all of the
-        changelog counts.
+        changelog counts. So it does where an agent reads it: its offsets are the agent's.
         """
-        if not changelogs:
+        asked = [at for at in changelogs if at.topic not in self.topics]
+        if not asked:
             return {}
-        found = await self._transport.admin.committed(self._options.group, changelogs, stable=True)
+        found = await self._transport.admin.committed(self._options.group, asked, stable=False)
         return {at: end for at, end in found.items() if end is not None}
 
     async def _added(self, unknown: Iterable[TopicPartition]) -> Collection[TopicPartition]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from trickle.calls import Call
@@ -63,8 +63,14 @@ class Snapshot(NamedTuple):
         """Return what is committed for the partitions."""
         return {at: positions.write() for at, positions in self.plan.items()}
 
-    def ends(self, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, CommittedOffset]:
+    def ends(
+        self, ends: Mapping[TopicPartition, int], sources: Collection[str]
+    ) -> dict[TopicPartition, CommittedOffset]:
         """Return what is committed for the changelogs, now that the changes are in them.
+
+        Args:
+            ends: as the broker has told them.
+            sources: the offsets of these topics are agents' positions.
 
         Raises:
             CommitFailed: a changelog has more records than this worker has written, so that what
@@ -72,8 +78,8 @@ class Snapshot(NamedTuple):
         """
         told: dict[TopicPartition, CommittedOffset] = {}
         for at, shard, changes in self.dirty:
-            before, shard.end = shard.end, ends[at]
-            strange = ends[at] - before - len(changes)
+            shard.end += len(changes)
+            strange = ends[at] - shard.end
             if strange > 0:
                 raise CommitFailed(
                     f"changelog {at.topic!r}, partition {at.partition}, has {strange} records that "
@@ -83,7 +89,7 @@ class Snapshot(NamedTuple):
                 )  # fmt: skip
             # Fewer than were written: that is no end of this changelog's, so none is told.
             told[at] = _UNTOLD if strange else CommittedOffset(ends[at], shard.topic_id)
-        return told
+        return {at: end for at, end in told.items() if at.topic not in sources}
 
     def ends_taken_back(self) -> dict[TopicPartition, CommittedOffset]:
         """Return the same for a transaction, which does not know where it will end."""

@@ -6,10 +6,11 @@ its successor has written of the same keys. Its offsets are refused, its changel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 import trickle
@@ -17,6 +18,7 @@ import trickle.testing
 from trickle.stores.memory import MemoryDisk
 from trickle.tables.recovery import CHANGELOG_HEADERS
 from trickle.transport.contract import ProducerOptions
+from trickle.transport.memory.producer import MemoryProducer
 from trickle.types import Guarantee, TopicPartition
 
 
@@ -279,3 +281,55 @@ async def test_a_late_key_that_cannot_be_read_any_more_stops_nothing(
         await t.crash()
         assert scene.state() == {"a": 1}
         assert "its key cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+async def test_an_agent_that_reads_a_changelog_keeps_its_position(
+    mock_clock: MockClock, guarantee: Guarantee
+) -> None:
+    """The changelog's offset in the group is that agent's, and no end."""
+    scene = Scene(guarantee)
+    changes = scene.app.topic(scene.counts.changelog, key=str, value=int, partitions=1)
+    seen: list[int] = []
+    hold = trio.Event()
+
+    @scene.app.agent(changes)
+    async def follow(stream: trickle.Stream[int]) -> None:
+        async for value in stream:
+            await hold.wait()
+            seen.append(value)
+
+    del follow
+    async with trickle.testing.run(scene.app) as t:
+        for _ in range(3):
+            await t.send(scene.source, 1, key="a")
+            await t.advance(1)
+        await t.crash()
+        hold.set()
+        await t.settled()
+        assert seen == [1, 2, 3]
+        await t.crash()
+        await scene.send(t, "a")
+        assert seen == [1, 2, 3, 4]
+
+
+async def test_an_end_that_cannot_be_is_not_told_and_fails_nothing(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a batch that the broker knew already: the client has no offset for it."""
+    commit = MemoryProducer.commit
+    odd = [True]
+
+    async def commit_oddly(self: MemoryProducer, *args: Any) -> Mapping[TopicPartition, int]:
+        ends = await commit(self, *args)
+        return dict.fromkeys(ends, -1000) if ends and odd else ends
+
+    monkeypatch.setattr(MemoryProducer, "commit", commit_oddly)
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "a")
+        odd.clear()
+        await scene.send(t, "a", "a")
+        assert "has not written" not in caplog.text
+        await t.crash()
+        assert scene.state() == {"a": 3}

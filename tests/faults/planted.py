@@ -45,7 +45,7 @@ BUGS = {
             (
                 """\
         ends = await self._producer.commit(changelog, {}, None, None)
-        offsets |= taken.ends(ends)
+        offsets |= taken.ends(ends, consumer.topics if consumer is not None else ())
         if consumer is not None and offsets:
             await consumer.client.commit(offsets)
         return ends
@@ -156,8 +156,8 @@ BUGS = {
         "commit.py",
         [
             (
-                "        offsets |= taken.ends(ends)\n",
-                "",
+                "        offsets |= taken.ends(",
+                "        taken.ends(",
             )
         ],
         [

@@ -276,7 +276,8 @@ class TableManager(Service):
                 shard.topic_id = found.topic_ids[table.name]
                 shard.reload()
             told = (ends or {}).get(TopicPartition(table.changelog, held.partition))
-            shard.end, shard.told = found.ends[table.name], told is not None and bool(told.metadata)
+            shard.end = found.ends[table.name]
+            shard.told = told is not None and told.metadata == shard.topic_id
             for key in found.unsure.get(table.name, ()):
                 try:
                     shard.affirm(key)
