@@ -202,7 +202,8 @@ async def test_a_late_record_of_a_key_that_was_read_is_not_believed(mock_clock: 
         await scene.send(t, "a")
         await t.advance(3)
         older = copy.deepcopy(t.workers[0].disk)
-        await scene.send(t, *"xbbbbbx")
+        for key in "xbbbbbx":  # each in a commit of its own
+            await scene.send(t, key)
         await t.advance(3)
         t.broker.compact(scene.counts.changelog)
         await scene.write_late(t, b=1)
