@@ -161,7 +161,7 @@ BUGS = {
             )
         ],
         [
-            *("--seed", "5", "--seconds", "45", "--every", "4", "--guarantee", "at_least_once"),
+            *("--seed", "5", "--seconds", "120", "--every", "4", "--guarantee", "at_least_once"),
             *("--faults", "stop,kill,term"),
         ],
     ),
