@@ -143,7 +143,7 @@ class CommitFailed(TransportError):
     Args:
         message: the sentence for a person.
         refused: the record that the broker would not take, where one was the cause.
-        superseded: others hold by now what it was for, and run its events again.
+        superseded: whoever holds next, or by now, what it was for runs its events again.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ MIGRATIONS: dict[bytes | None, Callable[[bytes, bytes | None], tuple[bytes, byte
 
 _WRITE_RECORDS = 2_000
 _WRITE_BYTES = 8 << 20  # of each partition number: all of them recover at once
-_SEEN_MAX = 100_000  # keys of each table that are known to have been read
+_SEEN_MAX = 20_000  # keys of each table that are known to have been read: all recover at once
 _REPORT_INTERVAL = 5.0
 _ATTEMPTS = 5
 TRIMMED = "the changelog was trimmed while it was read"
@@ -396,7 +396,8 @@ class _Attempt:
             self.unsure.setdefault(self._at[at], {}).update(pairs[count:])
         self._counted[at] += count
         seen = self._seen.setdefault(at, set())
-        if sure < math.inf and len(seen) < _SEEN_MAX:
+        follows = self._plans[at].start > self._low[at]  # else the store tells
+        if follows and sure < math.inf and len(seen) < _SEEN_MAX:
             seen.update(key for key, _ in pairs[:count])
         return pairs[:count]
 
