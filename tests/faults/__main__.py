@@ -203,11 +203,16 @@ def _too_late(drive: Drive, limit: float) -> list[Finding]:
 
 
 def _takeovers(drive: Drive) -> list[tuple[str, object]]:
-    silences = sorted(drive.watch.takeovers()) if drive.watch is not None else []
-    if not silences:
+    if drive.watch is None or not (silences := sorted(drive.watch.takeovers())):
         return []
     middle, longest = silences[len(silences) // 2], silences[-1]
-    return [("silence after kills, s", f"{middle:.1f} (median), {longest:.1f} (longest)")]
+    rows: list[tuple[str, object]] = [
+        ("silence after kills, s", f"{middle:.1f} (median), {longest:.1f} (longest)")
+    ]
+    for one in drive.watch.longest(5):
+        where = f"partition {one.partition}, from {one.begin - drive.began:.0f} s on"
+        rows.append(("  a long silence, s", f"{one.end - one.begin:.1f}: {where}"))
+    return rows
 
 
 def _write(text: str) -> None:

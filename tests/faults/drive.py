@@ -97,7 +97,7 @@ class Drive:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._dice = random.Random(f"drive {options.seed}")
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self._disturbed_until = 0.0  # the broker was not to be reached, or not well, until then
 
     # The run
@@ -113,7 +113,7 @@ class Drive:
         left = f"{self._options.app}-left"
         self.watch = Watch(self._cluster.servers, left, self._options.partitions)
         self.watch.start()
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         feeder.start()
         self._carry_out(feeder)
         self._heal()
@@ -135,7 +135,7 @@ class Drive:
     def _carry_out(self, feeder: Feeder) -> None:
         told = 0.0
         plan = list(reversed(self._plan))
-        while (passed := time.monotonic() - self._began) < self._options.seconds:
+        while (passed := time.monotonic() - self.began) < self._options.seconds:
             while plan and plan[-1].at <= passed:
                 self._begin(plan.pop())
             self._tick()
@@ -205,13 +205,13 @@ class Drive:
         return lately and not slot.was_ready() and "see that the broker runs" in slot.tail()
 
     def _find(self, check: str, text: str) -> None:
-        finding = Finding(check, f"at {time.monotonic() - self._began:.1f} s: {text}")
+        finding = Finding(check, f"at {time.monotonic() - self.began:.1f} s: {text}")
         self.findings.append(finding)
         self._say(f"FOUND {finding.check}: {finding.text}")
 
     def _say(self, text: str) -> None:
         running = sum(slot.state == "running" for slot in self.slots)
-        passed = time.monotonic() - self._began
+        passed = time.monotonic() - self.began
         sys.stdout.write(f"[{passed:6.1f} s, {running} running] {text}\n")
         sys.stdout.flush()
 

@@ -79,6 +79,10 @@ class Watch(threading.Thread):
                 heard[partition] = now
         self._client.close()
 
+    def longest(self, count: int) -> list[Silence]:
+        """Return so many of the longest, whatever caused them, the longest first."""
+        return sorted(self.silences, key=lambda one: one.begin - one.end)[:count]
+
     def takeovers(self) -> list[float]:
         """Return how long after each kill some partition was silent, in seconds."""
         return [self.after(kill) for kill in self._kills]
