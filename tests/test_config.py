@@ -19,6 +19,7 @@ from trickle.config import (
     resolve,
     secret_values,
     shown,
+    without_effect,
 )
 from trickle.exceptions import ConfigurationError
 
@@ -52,6 +53,20 @@ def refusal(project: Path, environ: Mapping[str, str] | None = None, **arguments
     with pytest.raises(ConfigurationError) as caught:
         load(project, environ, **arguments)
     return str(caught.value)
+
+
+# What others leave without effect
+
+
+def test_a_session_timeout_that_is_the_brokers_to_say_is_told(project: Path) -> None:
+    def sentences(**arguments: Any) -> list[str]:
+        return without_effect(*load(project, broker="kafka://h:1", **arguments))
+
+    assert sentences(group_protocol="consumer") == sentences(session_timeout=6) == []
+    (sentence,) = sentences(group_protocol="consumer", session_timeout=6)
+    assert sentence.startswith("session_timeout (argument) has no effect under group_protocol=")
+    assert "group.consumer.session.timeout.ms" in sentence
+    assert not without_effect(*load(project, group_protocol="consumer", session_timeout=6))
 
 
 # The order of the places

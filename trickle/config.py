@@ -65,7 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         commit_max_events: a commit holds so many events at most.
         commit_max_bytes: and so much of what they sent and wrote.
         drain_timeout: how long events in hand may go on when the worker stops, or partitions go.
-        session_timeout: the group gives up a silent worker after this.
+        session_timeout: the group gives up a silent worker after this; under KIP-848 the brokers'
+            ``group.consumer.session.timeout.ms`` says so instead.
         broker_timeout: how long any request may wait for the broker.
         transaction_timeout: the broker aborts a transaction that is older.
         recovery_timeout: how long a recovery may make no progress.
@@ -428,6 +429,19 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             f"({sources['transaction_timeout']}), {settings.transaction_timeout:g} s: lower the "
             "one or raise the other"
         )
+
+
+def without_effect(settings: Settings, sources: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each setting that was given, and that others leave without effect."""
+    if settings.group_protocol == "classic" or not settings.broker.startswith("kafka://"):
+        return []
+    if (source := sources.get("session_timeout", "default")) == "default":
+        return []
+    sentence = (
+        f"session_timeout ({source}) has no effect under group_protocol='consumer': brokers say by "
+        "group.consumer.session.timeout.ms (45 s by default) when a silent worker is given up"
+    )
+    return [sentence]
 
 
 def _is_loopback(host: str) -> bool:

@@ -36,7 +36,7 @@ import trio
 
 from trickle.commit import Committer
 from trickle.conductor import Conductor
-from trickle.config import Resolved
+from trickle.config import Resolved, without_effect
 from trickle.consumer import Consumer, LateListener
 from trickle.context import OUTLET, binding_children
 from trickle.definitions import Definitions
@@ -224,6 +224,8 @@ class Run(Service):
 
     async def _start_all(self, transport: Transport) -> None:
         settings = self.settings
+        for sentence in without_effect(settings, self.sources):
+            logger.warning(sentence)
         topics: dict[str, TopicInfo] = {}
         await self._start(self.monitor)
         if settings.web:

@@ -93,6 +93,8 @@ def test_a_takeover_replays_the_tail_alone(
     settle(project)
     second.signal()
     assert second.wait(30) == 0, second.output
+    told = "session_timeout (argument) has no effect" in second.output
+    assert told == (protocol == "consumer")
     again = re.findall(rf"replayed (\d+) of totals, partition {partition}\b", second.output)
     assert sum(map(int, again)) <= 4
     totals = [int(project.do("get", "totals", f"k{n}", code=0)) for n in (1, 3, 5, 9, 1999)]

@@ -104,7 +104,7 @@ def check(argv: list[str] | None = None) -> list[Finding]:
     items = list(make_items(seed, given.keys, int(given.seconds * given.rate)))
     _write(f"seed {seed}: {len(plan)} faults, {len(items):,} records; {given.guarantee}, "
            f"{given.protocol}, {given.workers} workers; {directory}")  # fmt: skip
-    with Cluster(given.brokers) as cluster:
+    with Cluster(given.brokers, given.session_timeout) as cluster:
         drive = Drive(cluster, options, plan, items)
         try:
             drive.run()

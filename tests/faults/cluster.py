@@ -30,10 +30,16 @@ Place = tuple[str, int]
 _TIMEOUT = 30.0
 
 
-def _properties(count: int) -> dict[str, str | int | bool]:
-    # Overdue transactions are ended soon, as a worker that was killed waits for nobody.
+def _properties(count: int, session_timeout: float) -> dict[str, str | int | bool]:
+    session_ms = round(1_000 * session_timeout)
     properties: dict[str, str | int | bool] = {
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500
+        # Overdue transactions are ended soon, as a worker that was killed waits for nobody.
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
+        # Under KIP-848 these are the brokers' to say; sessions last for 45 s at least by default.
+        "group.consumer.min.session.timeout.ms": session_ms,
+        "group.consumer.session.timeout.ms": session_ms,
+        "group.consumer.min.heartbeat.interval.ms": session_ms // 10,
+        "group.consumer.heartbeat.interval.ms": session_ms // 10,
     }
     if count > 1:
         properties |= dict.fromkeys(
@@ -69,18 +75,19 @@ class Cluster:
 
     Args:
         count: of brokers; three keep all in three copies, and lose nothing with one of them.
+        session_timeout: of members under KIP-848, in seconds; classic ones have their own.
 
     Attributes:
         proxies: what workers reach the brokers through.
         brokers: themselves.
     """
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, session_timeout: float = 6.0) -> None:
         self.proxies = [Proxy() for _ in range(count)]
         self.brokers = [
             KafkaBroker(
-                _properties(count), heap="512m" if count == 1 else "320m", behind=proxy.port,
-                node=node,
+                _properties(count, session_timeout), heap="512m" if count == 1 else "320m",
+                behind=proxy.port, node=node,
             )
             for proxy, node in zip(
                 self.proxies, make_nodes(count) if count > 1 else [None], strict=True
