@@ -33,6 +33,7 @@ ROOMS: list[str] = [
     "ledger",
     "positions",
     "namesakes",
+    "membership",
     "drift",
     "bounds",
     "topics",

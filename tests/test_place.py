@@ -17,6 +17,7 @@ from trickle.run import Surroundings, open_run
 from trickle.stores.memory import MemoryDisk, MemoryStore
 from trickle.testing.simulation import Simulation
 from trickle.transport.memory import MemoryTransport
+from trickle.transport.memory.consumer import MemoryConsumer
 from trickle.transport.memory.transport import MemoryAdmin
 from trickle.types import TopicPartition
 
@@ -115,6 +116,48 @@ async def test_a_worker_that_does_not_come_back_into_its_group_ends(mock_clock: 
     assert lived == [60]
     matching = caught.value.subgroup(lambda error: "not come back for 70 s" in str(error))
     assert matching is not None
+
+
+async def test_a_client_that_does_not_come_back_is_replaced(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker goes on, and others need not work for it."""
+    attend, renew = MemoryConsumer.attend, MemoryConsumer.renew
+    stuck: list[trio.Event] = []
+
+    async def attend_when_well(client: MemoryConsumer) -> None:
+        while True:
+            with trio.CancelScope() as scope:
+                attending[client] = scope
+                await attend(client)
+                return
+            await stuck[0].wait()
+
+    def renew_and_go_on(client: MemoryConsumer) -> None:
+        renew(client)
+        stuck[0].set()
+
+    attending: dict[MemoryConsumer, trio.CancelScope] = {}
+    monkeypatch.setattr(MemoryConsumer, "attend", attend_when_well)
+    monkeypatch.setattr(MemoryConsumer, "renew", renew_and_go_on)
+    app, source = make_app()
+    async with testing.run(app) as t:
+        await send(t, source, 20)
+        stuck.append(trio.Event())
+        for client, scope in attending.items():
+            scope.cancel()
+            group = t.broker.group("shared")
+            group.leave(group.members[client.member_id], trio.current_time())
+        [run] = t.runs()
+        assert run.consumer is not None
+        await t.advance(0)
+        await run.consumer.lost(frozenset(run.consumer.positions()))
+        await t.advance(60)
+        await send(t, source, 10)
+        await t.settled()
+        assert t.runs() == [run]
+        assert {at.offset for at in run.consumer.positions().values()} == {30}
+    assert "it joins with a new client" in caplog.text
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable, TransportError])

@@ -412,10 +412,11 @@ class Committer(Service):
             member = consumer.member if consumer is not None and offsets else None
             return await self._producer.commit(changelog, offsets, member, taken.mark)
         ends = await self._producer.commit(changelog, {}, None, None)
-        offsets |= taken.ends(ends, consumer.topics if consumer is not None else ())
-        if consumer is not None and offsets:
-            await consumer.client.commit(offsets)
-        return ends
+        told = taken.ends(ends, consumer.topics if consumer is not None else ())
+        if consumer is not None and (offsets or told):
+            beside = consumer.beside({at.partition for at in told})
+            await consumer.client.commit(beside | offsets | told)
+        return {at: shard.end for at, shard, _ in taken.dirty}
 
     def _failed(
         self, taken: Snapshot, started: float, error: CommitFailed | BrokerUnavailable

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -207,13 +207,10 @@ class Conductor(Service):
         await self._fencing.renew(self._patient)
         await patiently(self._producer.ensure_ready, self._patient)
         await self._fencing.unless_fenced(self._learn, self._patient)
-        positions = await self._recall(partitions)
+        scopes = self._group(partitions)
+        positions, ends = await self._recall(partitions, changelogs(scopes, self._tables))
         await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
-        scopes = self._group(partitions)
-        ends = await patiently(
-            lambda: self._consumer.ends(changelogs(scopes, self._tables)), self._patient
-        )
         await self._manager.retain({(scope.count, scope.number) for scope in scopes})
         lowest = {partition: position.offset for partition, position in positions.items()}
         await self._consumer.client.assign(lowest, paused=partitions)
@@ -232,13 +229,15 @@ class Conductor(Service):
         else:
             logger.info("no partitions assigned: there are more workers than partitions")
 
-    async def _recall(self, partitions: frozenset[TopicPartition]) -> _Positions:
+    async def _recall(
+        self, partitions: frozenset[TopicPartition], beside: Collection[TopicPartition] = ()
+    ) -> tuple[_Positions, _Ends]:
         """Find where partitions stand, with nothing left open before what is sent from now on."""
-        positions = await patiently(lambda: self._consumer.recall(partitions), self._patient)
+        found = await patiently(lambda: self._consumer.recall(partitions, beside), self._patient)
         if await patiently(self._committer.forgotten.end_suspects, self._patient):
             self._fencing.stale = True
             await self._fencing.renew(self._patient)
-        return positions
+        return found
 
     async def _learn(self) -> None:
         await self._committer.outcomes.learn(self._producer.may_mark)

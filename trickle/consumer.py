@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -24,8 +24,9 @@ from trickle.exceptions import (
 )
 from trickle.forgotten import Forgotten
 from trickle.ledger import Ranges
+from trickle.membership import Membership
 from trickle.namesakes import Namesakes
-from trickle.positions import Positions, read_positions
+from trickle.positions import Positions, is_end, read_positions
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.transport.contract import (
@@ -108,9 +109,6 @@ class Consumer(Service):
         self._client: ConsumerClient | None = None
         self._committed: dict[TopicPartition, Positions] = {}
         self._fenced: dict[TopicPartition, str] = {}  # whom we have ended since we hold it
-        self._may_look = True
-        self._placed_at = math.inf  # when this worker was last seen in its group
-        self._away = False  # the group could not be looked at since
 
     @property
     def client(self) -> ConsumerClient:
@@ -142,61 +140,23 @@ class Consumer(Service):
         async with self._transport.consumer(self._options, self) as client:
             self._client = client
             task_status.started()
-            self._placed_at = trio.current_time()
             counts = {name: self._topics[name].partitions for name in self._options.topics}
-            namesakes = Namesakes(self._transport.admin, self._options.group, self._program, counts)
             admin, topics = self._transport.admin, self._options.topics
+            namesakes = Namesakes(admin, self._options.group, self._program, counts)
+            membership = Membership(admin, self._options, client, namesakes)
             drift = Drift(admin, self._topics, topics, self._changelogs, self.missing)
             while True:
                 before = trio.current_time()
                 await trio.sleep(LAG_INTERVAL_S)
                 if trio.current_time() - before > 2 * LAG_INTERVAL_S:
-                    self._away = True  # this process stood still
+                    membership.away = True  # this process stood still
                 try:
-                    await self._look_at_group(namesakes)
+                    await membership.look(self._committed)
                     await drift.look()
                     await self._measure_lag()
                     await self._purge()
                 except BrokerUnavailable as error:
                     logger.info("lag and repartition topics wait for the broker: %s", error)
-
-    async def _look_at_group(self, namesakes: Namesakes) -> None:
-        try:
-            members = await self._transport.admin.members(self._options.group)
-            await namesakes.look(self._committed, members)
-        except BrokerUnavailable:
-            self._away = True
-            raise
-        except TransportError as error:  # not allowed, most likely
-            self._away = True
-            if self._may_look:
-                logger.info("the group is not looked at: %s", error)
-            self._may_look = False
-            return
-        self._check_place(members)
-
-    def _check_place(self, members: Mapping[str, object]) -> None:
-        """See that this worker is in its group, or soon again.
-
-        Its patience begins anew where the group could not be looked at for a while: the broker was
-        away, or the process stood still, and the client needs its time to come back.
-
-        Raises:
-            TransportError: the broker is well, and the client does not come back.
-        """
-        now = trio.current_time()
-        away, self._away = self._away, False
-        name = self.client.member_id
-        # Without a name it is joining for the first time.
-        if away or self._committed or not name or name in members:
-            self._placed_at = now
-        patience = 2 * self._options.rebalance_timeout
-        if now - self._placed_at > patience:
-            raise TransportError(
-                f"this worker is in group {self._options.group!r} no more, and its client has not "
-                f"come back for {patience:.0f} s, though the broker answers: it ends, so that one "
-                "that is started again can take its place"
-            )
 
     async def _measure_lag(self) -> None:
         """Compare the committed positions with the ends of their partitions."""
@@ -256,9 +216,13 @@ class Consumer(Service):
     # Positions
 
     async def recall(
-        self, partitions: frozenset[TopicPartition]
-    ) -> Mapping[TopicPartition, Positions]:
+        self, partitions: frozenset[TopicPartition], changelogs: Collection[TopicPartition] = ()
+    ) -> tuple[Mapping[TopicPartition, Positions], Mapping[TopicPartition, CommittedOffset]]:
         """Find where the partitions stand: what is committed, or the first position.
+
+        And where changelogs ended with the last commits under at-least-once, as committed: in one
+        answer, for a commit that lands between two is in the one and not in the other. What an
+        agent reads is left out: its offset is the agent's.
 
         A committer that gave a partition back uncleanly is fenced first: its transaction, if one
         is open, would hold the committed offset back until it times out. Once is enough for as long
@@ -270,23 +234,18 @@ class Consumer(Service):
             OffsetOutOfRange: a committed offset that the topic does not hold (any more).
         """
         if not partitions:
-            return {}
-        admin, group = self._transport.admin, self._options.group
+            return {}, {}
+        every = partitions | {at for at in changelogs if at.topic not in self.topics}
+        admin = self._transport.admin
         if self.committer_id:
-            latest = await admin.committed(group, partitions, stable=False)
+            latest = await admin.committed(self._options.group, partitions, stable=False)
             unreleased = self._unreleased(latest)
             for committer in sorted(set(unreleased.values())):
                 logger.info("ending what %s may have left open", committer)
                 await admin.fence(committer)
                 self._forgotten.suspect(committer)
                 self._fenced |= {at: name for at, name in unreleased.items() if name == committer}
-        try:
-            committed = await admin.committed(group, partitions, stable=True)
-        except BrokerUnavailable as error:
-            if not error.pending:
-                raise
-            await self._forgotten.end_all()
-            committed = await admin.committed(group, partitions, stable=True)
+        committed = await self._settled_offsets(every)
         marks = await admin.watermarks(partitions)
         begun: list[TopicPartition] = []
         added = await self._added(at for at in partitions if committed.get(at) is None)
@@ -294,7 +253,7 @@ class Consumer(Service):
             found = committed.get(partition)
             low, high = marks[partition]
             topic_id = self._topics[partition.topic].topic_id
-            positions = read_positions(found) if found is not None else None
+            positions = read_positions(found) if found is not None and not is_end(found) else None
             if positions is None:
                 positions = Positions(low)
                 if self._first_position == "latest" and partition not in added:
@@ -322,21 +281,21 @@ class Consumer(Service):
                 partitions=positions.partitions or self._topics[partition.topic].partitions,
             )
         await self._keep(begun)
-        return {partition: self._committed[partition] for partition in partitions}
+        ends = {at: end for at in every - partitions if (end := committed[at]) is not None}
+        return {at: self._committed[at] for at in partitions}, ends
 
-    async def ends(
-        self, changelogs: Collection[TopicPartition]
-    ) -> Mapping[TopicPartition, CommittedOffset]:
-        """Return where changelogs ended with the last commits under at-least-once, as committed.
-
-        The metadata is the identity of the changelog; where it is another's, or none, all of the
-        changelog counts. So it does where an agent reads it: its offsets are the agent's.
-        """
-        asked = [at for at in changelogs if at.topic not in self.topics]
-        if not asked:
-            return {}
-        found = await self._transport.admin.committed(self._options.group, asked, stable=False)
-        return {at: end for at, end in found.items() if end is not None}
+    async def _settled_offsets(
+        self, partitions: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, CommittedOffset | None]:
+        """Return what is committed, once no transaction is open over it."""
+        admin, group = self._transport.admin, self._options.group
+        try:
+            return await admin.committed(group, partitions, stable=True)
+        except BrokerUnavailable as error:
+            if not error.pending:
+                raise
+        await self._forgotten.end_all()
+        return await admin.committed(group, partitions, stable=True)
 
     async def _added(self, unknown: Iterable[TopicPartition]) -> Collection[TopicPartition]:
         """Return which partitions without an offset the topics have grown by.
@@ -454,6 +413,15 @@ class Consumer(Service):
                     before, committer=self.committer_id, released=True
                 )
         return plan
+
+    def beside(self, numbers: Container[int]) -> dict[TopicPartition, CommittedOffset]:
+        """Return where partitions of these numbers stand, as it is to be committed once more.
+
+        Ends of changelogs are committed with the positions that they belong to: a request of ours
+        that nobody waits for any more may have left others.
+        """
+        standing = self._committed.items()
+        return {at: positions.write() for at, positions in standing if at.partition in numbers}
 
     def in_doubt(self, partitions: Iterable[TopicPartition]) -> None:
         """A commit of theirs has failed: what is committed is not known until it is recalled."""

@@ -27,7 +27,16 @@ from trickle.exceptions import DefinitionError
 from trickle.ledger import Ledger, Ranges, read_ranges, write_ranges
 from trickle.transport.contract import CommittedOffset
 
-__all__ = ["METADATA_BYTES_MAX", "Positions", "check_names", "read_positions"]
+__all__ = [
+    "METADATA_BYTES_MAX",
+    "UNTOLD",
+    "Positions",
+    "check_names",
+    "is_end",
+    "read_end",
+    "read_positions",
+    "write_end",
+]
 
 METADATA_BYTES_MAX = 4000
 """What trickle fills; ranges give way where it would be more."""
@@ -179,3 +188,28 @@ def read_positions(committed: CommittedOffset) -> Positions:
     except (msgspec.DecodeError, ValueError):
         return Positions(offset)
     return Positions(offset, agents, wire.c, bool(wire.r), wire.t, wire.p, beyond, wire.n)
+
+
+# Of changelogs, which nobody reads: up to where their records count
+
+_END = "changelog "
+
+UNTOLD = CommittedOffset(0, _END)
+"""Of a changelog whose records all count."""
+
+
+def write_end(offset: int, topic_id: str) -> CommittedOffset:
+    """Return what is committed for a changelog whose records count up to an offset."""
+    return CommittedOffset(offset, f"{_END}{topic_id}")
+
+
+def read_end(committed: CommittedOffset | None, topic_id: str) -> int | None:
+    """Return up to where a changelog's records count; None: nothing tells, so that all do."""
+    if committed is None or committed.metadata != f"{_END}{topic_id}":
+        return None
+    return committed.offset
+
+
+def is_end(committed: CommittedOffset) -> bool:
+    """Tell whether this is a changelog's end, and no agent's position."""
+    return committed.metadata.startswith(_END)

@@ -9,7 +9,7 @@ from trickle.calls import Call
 from trickle.context import Effect
 from trickle.exceptions import CommitFailed
 from trickle.ledger import Ranges
-from trickle.positions import Positions
+from trickle.positions import UNTOLD, Positions, write_end
 from trickle.streams import ConcurrentLane, Lane
 from trickle.tables import Changes, Shard
 from trickle.transport.contract import CommittedOffset, Mark
@@ -37,9 +37,6 @@ class Enrolled(Protocol):
 
 Dirty: TypeAlias = tuple[TopicPartition, Shard[Any, Any], Changes]
 """A changelog's partition, whose it is, and what the commit adds to it."""
-
-
-_UNTOLD = CommittedOffset(0, "")  # of a changelog: all of its records count
 
 
 class Snapshot(NamedTuple):
@@ -88,12 +85,12 @@ class Snapshot(NamedTuple):
                     "last commit run again", superseded=True,
                 )  # fmt: skip
             # Fewer than were written: that is no end of this changelog's, so none is told.
-            told[at] = _UNTOLD if strange else CommittedOffset(ends[at], shard.topic_id)
+            told[at] = UNTOLD if strange else write_end(shard.end, shard.topic_id)
         return {at: end for at, end in told.items() if at.topic not in sources}
 
     def ends_taken_back(self) -> dict[TopicPartition, CommittedOffset]:
         """Return the same for a transaction, which does not know where it will end."""
-        return {at: _UNTOLD for at, shard, _ in self.dirty if shard.told}
+        return {at: UNTOLD for at, shard, _ in self.dirty if shard.told}
 
     def only_ticks(self) -> Snapshot:
         """Return what is kept of it to tell later whether its ticks are there."""

@@ -7,7 +7,7 @@ its successor has written of the same keys. Its offsets are refused, its changel
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
@@ -16,10 +16,13 @@ from trio.testing import MockClock
 
 import trickle
 import trickle.testing
+from trickle.exceptions import CommitFailed
 from trickle.stores.memory import MemoryDisk
 from trickle.tables.recovery import CHANGELOG_HEADERS
-from trickle.transport.contract import ProducerOptions
+from trickle.transport.contract import CommittedOffset, ProducerOptions
+from trickle.transport.memory.consumer import MemoryConsumer
 from trickle.transport.memory.producer import MemoryProducer
+from trickle.transport.memory.transport import MemoryAdmin
 from trickle.types import Guarantee, TopicPartition
 
 
@@ -30,6 +33,9 @@ class Scene:
         guarantee: of the app.
         topics: that it counts; the first one is ``source``.
         counting: whether it has the table, beside another one.
+
+    Attributes:
+        gate: each event waits for it.
     """
 
     def __init__(
@@ -42,16 +48,21 @@ class Scene:
         self.app = app = trickle.App("app", processing_guarantee=guarantee)
         self.topics = {name: app.topic(name, key=str, value=int, partitions=1) for name in topics}
         self.source = self.topics[topics[0]]
+        self.gate = trio.Event()
+        self.gate.set()
         self.events = app.table("events", key=str, value=int, default=int)
         if counting:
             self.counts = app.table("counts", key=str, value=int, default=int)
 
         @app.agent(list(self.topics.values()))
         async def work(stream: trickle.Stream[int, str]) -> None:
-            async for key, _ in stream.items():
+            async for key, value in stream.items():
+                await self.gate.wait()
                 self.events[key] += 1
-                if counting:
+                if counting and value:
                     self.counts[key] += 1
+                elif counting:
+                    del self.counts[key]
 
     async def send(
         self, t: trickle.testing.Simulation, *keys: str, topic: str | None = None
@@ -335,3 +346,143 @@ async def test_an_end_that_cannot_be_is_not_told_and_fails_nothing(
         assert "has not written" not in caplog.text
         await t.crash()
         assert scene.state() == {"a": 3}
+
+
+async def test_an_end_that_cannot_be_reaches_no_store(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the table would be rebuilt, from a changelog that need not hold it all any more."""
+    commit = MemoryProducer.commit
+
+    async def commit_oddly(self: MemoryProducer, *args: Any) -> Mapping[TopicPartition, int]:
+        return dict.fromkeys(await commit(self, *args), -1000)
+
+    monkeypatch.setattr(MemoryProducer, "commit", commit_oddly)
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "a")
+        await t.advance(3)
+        await t.crash()
+        assert scene.state() == {"a": 1}
+        assert "cannot be used" not in caplog.text
+
+
+class LateOffsets:
+    """One commit of offsets gets no answer, and lands later; its changes are in the changelog.
+
+    Attributes:
+        armed: it is the next one.
+        lost: called then.
+        kept: its offsets, until they land.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, t: trickle.testing.Simulation) -> None:
+        self.armed = False
+        self.lost: Callable[[], None] = lambda: None
+        self.kept: dict[TopicPartition, CommittedOffset] = {}
+        self.landed = trio.Event()
+        commit = MemoryConsumer.commit
+
+        async def lose(client: MemoryConsumer, offsets: Mapping[Any, CommittedOffset]) -> None:
+            if not self.armed:
+                return await commit(client, offsets)
+            self.armed = False
+            self.kept.update(offsets)
+            self.lost()
+            raise CommitFailed("no answer")
+
+        self._t = t
+        monkeypatch.setattr(MemoryConsumer, "commit", lose)
+
+    def land(self) -> None:
+        self._t.broker.commit_offsets("app", self.kept)
+        self.kept.clear()
+        self.landed.set()
+
+
+async def test_a_mend_does_not_go_with_a_position_that_came_late(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ends that it commits belong to the positions that the worker began with."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        late = LateOffsets(monkeypatch, t)
+        assign = MemoryConsumer.assign
+
+        async def assign_late(self: MemoryConsumer, *args: Any, **options: Any) -> None:
+            if late.kept:
+                late.land()
+            await assign(self, *args, **options)
+
+        monkeypatch.setattr(MemoryConsumer, "assign", assign_late)
+        await scene.send(t, "a")
+        late.armed, late.lost = True, lambda: setattr(scene, "gate", trio.Event())
+        await t.send(scene.source, 1, key="a")
+        await t.send(scene.source, 1, key="a")
+        await t.advance(1)  # the mend, and none of the events that come again
+        assert late.landed.is_set()
+        await t.crash()
+        scene.gate.set()
+        await t.settled()
+        assert scene.state() == {"a": 3}
+
+
+async def test_positions_and_ends_are_of_one_moment(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lands between two questions would be counted, and its events handled again."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        late = LateOffsets(monkeypatch, t)
+        committed = MemoryAdmin.committed
+
+        async def land_behind(
+            self: MemoryAdmin, group: str, partitions: Any, *, stable: bool
+        ) -> Any:
+            found = await committed(self, group, partitions, stable=stable)
+            if late.kept and group == "app" and TopicPartition("source", 0) in found:
+                late.land()
+            return found
+
+        monkeypatch.setattr(MemoryAdmin, "committed", land_behind)
+        await scene.send(t, "a")
+        late.armed = True
+        await scene.send(t, "a")
+        assert late.landed.is_set()
+        assert scene.state() == {"a": 2}
+
+
+async def test_an_agent_that_comes_later_reads_a_changelog_from_the_start(
+    mock_clock: MockClock,
+) -> None:
+    """The end that is committed for it is nobody's position."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "a")
+        await scene.send(t, "a")
+        newer = Scene()
+        changes = newer.app.topic(newer.counts.changelog, key=str, value=int, partitions=1)
+        seen: list[int] = []
+
+        @newer.app.agent(changes)
+        async def follow(stream: trickle.Stream[int]) -> None:
+            async for value in stream:
+                seen.append(value)
+
+        del follow
+        await newer.take_over(t)
+        assert seen == [1, 2]
+
+
+async def test_a_deleted_key_stays_deleted_beside_gaps(mock_clock: MockClock) -> None:
+    """Its tombstone has been read, whatever compaction may have dropped of other keys."""
+    scene = Scene()
+    async with trickle.testing.run(scene.app) as t:
+        await scene.send(t, "x")
+        await t.send(scene.source, 0, key="x")
+        await scene.send(t, *"bbb")
+        t.broker.compact(scene.counts.changelog)
+        await scene.write_late(t, x=1)
+        t.workers[0].disk = MemoryDisk()
+        await t.crash()
+        assert scene.state() == {"b": 3}

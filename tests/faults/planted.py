@@ -45,10 +45,11 @@ BUGS = {
             (
                 """\
         ends = await self._producer.commit(changelog, {}, None, None)
-        offsets |= taken.ends(ends, consumer.topics if consumer is not None else ())
-        if consumer is not None and offsets:
-            await consumer.client.commit(offsets)
-        return ends
+        told = taken.ends(ends, consumer.topics if consumer is not None else ())
+        if consumer is not None and (offsets or told):
+            beside = consumer.beside({at.partition for at in told})
+            await consumer.client.commit(beside | offsets | told)
+        return {at: shard.end for at, shard, _ in taken.dirty}
 """,
                 """\
         if consumer is not None and offsets:
@@ -156,8 +157,8 @@ BUGS = {
         "commit.py",
         [
             (
-                "        offsets |= taken.ends(",
-                "        taken.ends(",
+                "beside | offsets | told)",
+                "beside | offsets)",
             )
         ],
         [

@@ -19,6 +19,7 @@ from typing import Any
 import trio
 
 from trickle.exceptions import DecodeError, StoreError, TableReadOnlyError
+from trickle.positions import read_end
 from trickle.sensors import Sensor
 from trickle.service import Service, ServiceStatistics
 from trickle.stores.contract import Environment, Position, Store, TableWrite
@@ -277,7 +278,7 @@ class TableManager(Service):
                 shard.reload()
             told = (ends or {}).get(TopicPartition(table.changelog, held.partition))
             shard.end = found.ends[table.name]
-            shard.told = told is not None and told.metadata == shard.topic_id
+            shard.told = read_end(told, shard.topic_id) is not None
             for key in found.unsure.get(table.name, ()):
                 try:
                     shard.affirm(key)

@@ -36,6 +36,7 @@ import msgspec
 import trio
 
 from trickle.exceptions import BrokerUnavailable, OffsetOutOfRange, RecoveryError, TopicError
+from trickle.positions import read_end
 from trickle.stores.contract import (
     FORMAT_VERSION,
     Environment,
@@ -312,9 +313,7 @@ class _Attempt:
         for at, name in self._at.items():
             position = self._environment.tables[name].position
             self.ends[name], self._low[at] = marks[at].high, marks[at].low
-            told = self._told.get(at)
-            known = told is not None and told.metadata == self.topic_ids[name]
-            sure = told.offset if told is not None and known else None
+            sure = read_end(self._told.get(at), self.topic_ids[name])
             if sure is not None and sure < marks[at].low:
                 sure = None  # what counts is gone
             if name in self._afresh:
@@ -397,8 +396,8 @@ class _Attempt:
         self._counted[at] += count
         seen = self._seen.setdefault(at, set())
         follows = self._plans[at].start > self._low[at]  # else the store tells
-        if follows and sure < math.inf and len(seen) < _SEEN_MAX:
-            seen.update(key for key, _ in pairs[:count])
+        if sure < math.inf and len(seen) < _SEEN_MAX:
+            seen.update(key for key, value in pairs[:count] if follows or value is None)
         return pairs[:count]
 
     async def _believe(self) -> None:

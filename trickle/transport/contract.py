@@ -181,10 +181,7 @@ class ConsumerClient(Protocol):
 
     @property
     def member_id(self) -> str:
-        """The name under which :meth:`Admin.members` lists this member; empty before it is known.
-
-        A driver may change it when the group is joined again.
-        """
+        """The name in :meth:`Admin.members`; empty before it is known; it may change later."""
         ...
 
     async def fetch(self) -> Sequence[Batch]:
@@ -202,10 +199,7 @@ class ConsumerClient(Protocol):
     async def assign(
         self, positions: Mapping[TopicPartition, int], paused: Collection[TopicPartition] = ()
     ) -> None:
-        """Fetch from these positions on; replaces what was fetched before.
-
-        Partitions that are not assigned to this member (any more) are ignored.
-        """
+        """Fetch from these positions on, as far as still assigned, and from no others."""
         ...
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
@@ -214,6 +208,10 @@ class ConsumerClient(Protocol):
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:
         """Fetch these again, without a wait, from behind the last record that was returned."""
+        ...
+
+    def renew(self) -> None:
+        """Join the group as a new member, without a wait: this one does not come back into it."""
         ...
 
     async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:

@@ -231,6 +231,34 @@ async def test_the_new_protocol_looks_eager_too(transport: Transport) -> None:
             assert len(await fetch_until(one, 4)) == 4
 
 
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+async def test_a_client_that_is_made_anew_is_a_new_member(
+    transport: Transport, protocol: str
+) -> None:
+    """As one that does not come back into its group is; what it held is lost, and given again."""
+    topic, group = await declared(transport, 2), unique("group")
+    for partition in range(2):
+        await fill(transport, topic, 5, partition)
+    listener = Listener()
+    everything = {TopicPartition(topic, n): 0 for n in range(2)}
+    with trio.fail_after(LIMIT):
+        async with transport.consumer(options(topic, group, protocol=protocol), listener) as client:
+            await listener.until_held(2)
+            await client.assign(everything)
+            await fetch_until(client, 10)
+            before = client.member_id
+            client.renew()
+            while not listener.count("lost"):
+                await listener.calls.wait()
+            await listener.until_held(2)
+            assert client.member_id != before
+            await client.assign(dict.fromkeys(everything, 3))
+            assert {r.offset for r in await fetch_until(client, 4)} == {3, 4}
+            await client.commit(dict.fromkeys(everything, CommittedOffset(5)))
+            found = await transport.admin.members(group)
+            assert found == {client.member_id: frozenset(everything)}
+
+
 async def test_a_static_member_that_returns_gets_its_partitions_back(transport: Transport) -> None:
     """It leaves and comes back within its session; the other member notices nothing."""
     topic, group = await declared(transport, 2), unique("group")

@@ -9,8 +9,9 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from trickle.transport.contract import ConsumerOptions, TransportOptions
 from trickle.transport.kafka.config import read_config
+from trickle.transport.kafka.epochs import Epoch
 from trickle.transport.kafka.logs import ClientLog
-from trickle.transport.kafka.owner import Epoch, Owner
+from trickle.transport.kafka.owner import Owner
 from trickle.types import TopicPartition
 
 

@@ -148,6 +148,10 @@ class LogConsumer:
         self._paused.difference_update(partitions)
         self._hub.wake.bump()
 
+    def renew(self) -> None:
+        """Enter the group's directory once more."""
+        self.join()
+
     async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
         """Commit offsets alone."""
         member = self._member

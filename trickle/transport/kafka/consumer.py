@@ -17,10 +17,11 @@ from confluent_kafka import TopicPartition as Partition
 from trickle.exceptions import CommitFailed
 from trickle.transport.kafka.batch import KafkaBatch, merge
 from trickle.transport.kafka.closing import bury
+from trickle.transport.kafka.epochs import Epoch, Kind, Notice
 from trickle.transport.kafka.errors import MEMBERSHIP, error_of, failed, said, unavailable
 from trickle.transport.kafka.fork import forked_error, watch_forks
 from trickle.transport.kafka.offsets import as_partitions
-from trickle.transport.kafka.owner import Epoch, Kind, Notice, Owner
+from trickle.transport.kafka.owner import Owner
 from trickle.utils.bridge import open_bridge
 
 if TYPE_CHECKING:
@@ -130,6 +131,11 @@ class KafkaConsumer:
         """Fetch these again, without a wait."""
         self._check()
         self._bridge.post(self.owner.resume, frozenset(partitions))
+
+    def renew(self) -> None:
+        """Join the group with a new client, without a wait."""
+        self._check()
+        self._bridge.post(self.owner.renew)
 
     async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
         """Commit offsets alone; possible inside a rebalance call.

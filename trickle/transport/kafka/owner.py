@@ -28,20 +28,21 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaException, Message
 from confluent_kafka import TopicPartition as Partition
 
-from trickle.transport.kafka.batch import KafkaBatch, split
+from trickle.transport.kafka.batch import split
+from trickle.transport.kafka.closing import bury
 from trickle.transport.kafka.complaints import Complaints
 from trickle.transport.kafka.config import configuration_error
+from trickle.transport.kafka.epochs import Entry, Epoch, KafkaMember, Kind, Notice
 from trickle.types import TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from trickle.exceptions import TransportError
     from trickle.transport.contract import ConsumerOptions
     from trickle.transport.kafka.config import KafkaConfig
     from trickle.transport.kafka.logs import ClientLog
@@ -58,63 +59,6 @@ _FULL_WAIT = 0.02  # seconds between two looks whether half was taken, where nob
 _PATIENCE = 1.0  # seconds without a poll before the partitions are paused instead
 _START_PATIENCE = 2.0  # seconds until an assignment is left to itself
 _CALLBACK_SHARE = 0.9  # of the rebalance timeout, after which the group would evict us
-
-
-class KafkaMember:
-    """The group's metadata of one moment: what a transaction's offsets are sent with."""
-
-    __slots__ = ("metadata",)
-
-    def __init__(self, metadata: object) -> None:
-        self.metadata = metadata
-
-
-class Epoch:
-    """One choice of positions, and how much fetched from there was handed over and taken.
-
-    The owner's thread writes ``handed``, Trio's ``taken``, so neither needs a lock.
-    """
-
-    __slots__ = ("handed_bytes", "handed_records", "taken_bytes", "taken_records", "waiting")
-
-    def __init__(self) -> None:
-        self.handed_bytes = 0
-        self.handed_records = 0
-        self.taken_bytes = 0
-        self.taken_records = 0
-        self.waiting = False  # the owner waits until half was taken
-
-    def is_below(self, size_bytes: int, records: int) -> bool:
-        """Tell whether less than this waits to be taken."""
-        return (
-            self.handed_bytes - self.taken_bytes < size_bytes
-            and self.handed_records - self.taken_records < records
-        )
-
-
-class Entry(NamedTuple):
-    """What the owner hands over: batches with their size, or an error of the assignment."""
-
-    epoch: Epoch
-    batches: list[KafkaBatch]
-    size_bytes: int
-    records: int
-    error: TransportError | None = None
-
-
-Kind: TypeAlias = Literal["assigned", "revoked", "lost"]
-
-
-class Notice:
-    """One call of the listener that the owner waits for."""
-
-    __slots__ = ("done", "generation", "kind", "partitions")
-
-    def __init__(self, kind: Kind, generation: int, partitions: frozenset[TopicPartition]) -> None:
-        self.kind: Kind = kind
-        self.generation = generation
-        self.partitions = partitions
-        self.done = False
 
 
 class Owner:
@@ -158,6 +102,7 @@ class Owner:
         self._complaints = Complaints(config, options, log)
         self._retired = True  # until it is open
         self._leaving = False
+        self._renewing = False
         self._told = False
 
     # Commands
@@ -226,6 +171,19 @@ class Owner:
         """Leave the group, soon: not here, as this may run inside a rebalance callback."""
         self._leaving = True
 
+    def renew(self) -> None:
+        """Join the group with a new client, soon: see :meth:`leave`."""
+        self._renewing = True
+
+    def _begin_anew(self) -> None:
+        self._renewing = False
+        if self.owned:
+            self._take_away("lost")
+        stuck = self.consumer
+        self._placed, self._told, self._more = set(), False, False
+        self.open()
+        bury(stuck)
+
     # The loop
 
     def idle(self) -> None:
@@ -237,6 +195,8 @@ class Owner:
         if self._retired:
             time.sleep(_POLL)  # nothing to poll: before it is open, and while it is closed
             return
+        if self._renewing:
+            self._begin_anew()
         if not self._has_room():
             return
         epoch = self._epoch
@@ -395,7 +355,9 @@ class Owner:
 
     # Rebalances: called by the client inside poll, consume and close, in this thread
 
-    def _on_assign(self, _: Consumer, partitions: list[Partition]) -> None:
+    def _on_assign(self, client: Consumer, partitions: list[Partition]) -> None:
+        if client is not self.consumer:
+            return
         if self._retired:
             self._place_nothing([])
             return
@@ -418,16 +380,18 @@ class Owner:
             self.consumer.assign([])
         self._give(added)
 
-    def _on_revoke(self, _: Consumer, partitions: list[Partition]) -> None:
-        self._refresh_member()
-        if self.owned:
-            self._take_away("revoked")
-        self._drop(partitions)
+    def _on_revoke(self, client: Consumer, partitions: list[Partition]) -> None:
+        self._on_gone("revoked", client, partitions)
 
-    def _on_lost(self, _: Consumer, partitions: list[Partition]) -> None:
+    def _on_lost(self, client: Consumer, partitions: list[Partition]) -> None:
+        self._on_gone("lost", client, partitions)
+
+    def _on_gone(self, kind: Kind, client: Consumer, partitions: list[Partition]) -> None:
+        if client is not self.consumer:  # one that was given up, and is closed by now
+            return
         self._refresh_member()
         if self.owned:
-            self._take_away("lost")
+            self._take_away(kind)
         self._drop(partitions)
 
     def _take_away(self, kind: Kind) -> None:

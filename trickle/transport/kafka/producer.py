@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from trickle.exceptions import CommitFailed, UsageError
 from trickle.transport.kafka.closing import bury
+from trickle.transport.kafka.epochs import KafkaMember
 from trickle.transport.kafka.errors import (
     REFUSED,
     failed,
@@ -20,7 +21,6 @@ from trickle.transport.kafka.errors import (
 from trickle.transport.kafka.fork import forked_error
 from trickle.transport.kafka.handover import SERVE_PERIOD, Fates, KafkaProducer, not_ready
 from trickle.transport.kafka.offsets import as_partitions
-from trickle.transport.kafka.owner import KafkaMember
 from trickle.transport.kafka.transaction import Content, Transactions, make_producer
 from trickle.types import RecordMetadata
 from trickle.utils.bridge import open_bridge

@@ -270,6 +270,11 @@ class MemoryConsumer(_Positions):
         self._paused.difference_update(partitions)
         self.wake()
 
+    def renew(self) -> None:
+        """Join the group as a new member."""
+        self._group.leave(self._member, trio.current_time())
+        self._broker.notify()
+
     async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
         """Commit offsets alone."""
         broker, member = self._broker, self.member
