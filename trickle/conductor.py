@@ -18,6 +18,7 @@ still being opened cancels the opening first.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -122,6 +123,7 @@ class Conductor(Service):
         self._failures: list[Exception] = []
         self._failed = trio.Event()
         self._closed = False
+        self._patient_until = math.inf
         self._rebalancing = True  # the first one
         self._given_back: frozenset[TopicPartition] = frozenset()
         self.ready = trio.Event()
@@ -198,8 +200,8 @@ class Conductor(Service):
         await self._open(partitions, epoch)
 
     def _patient(self) -> bool:
-        """At the start, and at the end, a broker that is away is an error."""
-        return self.ready.is_set() and not self._closed
+        """At the start a broker that is away is an error, and at the end once drains are over."""
+        return self.ready.is_set() and trio.current_time() < self._patient_until
 
     async def _open_all(self, partitions: frozenset[TopicPartition]) -> None:
         started = trio.current_time()
@@ -332,6 +334,7 @@ class Conductor(Service):
                     await self._committer.commit(releasing=self._given_back)
                 return
         self._closed = True
+        self._patient_until = trio.current_time() + self._drain_timeout
         partitions = self._given_back = self._assigned or frozenset()
         self._leave()
         async with self._changes:
@@ -418,7 +421,7 @@ class Conductor(Service):
             try:
                 if again is not None or self._committer.outstanding.owing:
                     await self._fencing.renew(self._patient)
-                    await self._producer.ensure_ready()
+                    await patiently(self._producer.ensure_ready, self._patient)
                     await self._recall(partitions)
                     found = await self._committer.outstanding.resolve(self._patient)
                     happened = found if happened is None else happened

@@ -64,7 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             are quick themselves.
         commit_max_events: a commit holds so many events at most.
         commit_max_bytes: and so much of what they sent and wrote.
-        drain_timeout: how long events in hand may go on when the worker stops, or partitions go.
+        drain_timeout: how long events in hand may go on when the worker stops, or partitions go;
+            and how long the last commit waits for a broker that is away.
         session_timeout: the group gives up a silent worker after this; under KIP-848 the brokers'
             ``group.consumer.session.timeout.ms`` says so instead.
         broker_timeout: how long any request may wait for the broker.

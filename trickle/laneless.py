@@ -25,9 +25,11 @@ class Laneless:
     Args:
         producer: made ready again.
         committer: commits what timers send.
+        drain_timeout: seconds that a broker which is away is waited for at the end.
     """
 
-    def __init__(self, producer: Producer, committer: Committer) -> None:
+    def __init__(self, producer: Producer, committer: Committer, *, drain_timeout: float) -> None:
+        self._drain_timeout = drain_timeout
         self._producer = producer
         self._committer = committer
         self._changes = trio.Lock()
@@ -73,13 +75,13 @@ class Laneless:
         """
         self._closed = True
         self._opening.cancel()
-        committer = self._committer
+        committer, until = self._committer, trio.current_time() + self._drain_timeout
         failure: CommitFailed | None = None
         async with self._changes:
             for _ in range(ATTEMPTS_AT_LAST):
                 try:
                     if committer.broken is not None or committer.outstanding.owing:
-                        await self._go_on(lambda: False)
+                        await self._go_on(lambda: trio.current_time() < until)
                     await committer.commit()
                 except BrokerUnavailable as error:
                     raise failure or CommitFailed(

@@ -261,7 +261,8 @@ class Run(Service):
             await self._start_lanes(transport, agents, identity)
         elif self.producer is not None:
             self.committer = self._make_committer(transport, self.producer, None)
-            self.laneless = Laneless(self.producer, self.committer)
+            timeout = settings.drain_timeout
+            self.laneless = Laneless(self.producer, self.committer, drain_timeout=timeout)
             await self._start(self.committer)
             await self.laneless.open()
         if not self._client:

@@ -13,7 +13,7 @@ import trickle
 import trickle.testing
 from tests.behaviour.test_doubts import SLOW, Scene
 from trickle.exceptions import CommitFailed
-from trickle.transport.memory import CommitFault
+from trickle.transport.memory import CommitFault, MemoryBroker
 
 
 def crowded_app(seconds: float) -> tuple[trickle.App, trickle.Topic[int], list[int]]:
@@ -124,6 +124,15 @@ async def test_no_time_to_drain_is_no_failure(mock_clock: MockClock) -> None:
         await t.settled()
 
 
+def reading_agent(app: trickle.App) -> None:
+    @app.agent(app.topic("source", value=int, partitions=1))
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for _ in stream:
+            pass
+
+    del work
+
+
 @pytest.mark.parametrize("fault", ["away", "aborted", "lost"])
 async def test_an_app_of_timers_alone_goes_on_after_failed_commits(
     mock_clock: MockClock, fault: str
@@ -163,6 +172,36 @@ async def test_a_last_commit_of_ticks_alone_is_made_again(mock_clock: MockClock)
         t.broker.fail_commits("aborted")  # for the tick's commit, which is under way
     assert scene.sent(t) == [1]
     assert scene.called == [1]
+
+
+@pytest.mark.parametrize("agents", [True, False])
+async def test_at_the_end_a_broker_has_a_moment_to_come_back(
+    mock_clock: MockClock, agents: bool
+) -> None:
+    """As long as events have to end: right after a restart its first answers are refusals."""
+    app = trickle.App("app")
+    ticks = app.topic("ticks", value=int, partitions=1)
+    if agents:
+        reading_agent(app)
+
+    @app.timer(1.0)
+    async def beat() -> None:
+        ticks.send_nowait(1)
+
+    async with trio.open_nursery() as nursery:
+
+        async def come_back(broker: MemoryBroker) -> None:
+            await trio.sleep(3)
+            broker.unavailable = False
+
+        async with trickle.testing.run(app) as t:
+            await t.advance(0.5)
+            t.broker.commit_delay = 0.2
+            await t.advance(0.55)
+            t.broker.fail_commits("aborted")  # for the tick's commit, which is under way
+            t.broker.unavailable = True
+            nursery.start_soon(come_back, t.broker)
+    assert [event.value for event in t.sent(ticks)] == [1]
 
 
 async def test_ticks_of_the_last_moment_take_no_release_back(mock_clock: MockClock) -> None:
