@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 import trio
+import trio.testing
 
 from tests.transport.helpers import (
     LIMIT,
@@ -257,6 +258,36 @@ async def test_a_client_that_is_made_anew_is_a_new_member(
             await client.commit(dict.fromkeys(everything, CommittedOffset(5)))
             found = await transport.admin.members(group)
             assert found == {client.member_id: frozenset(everything)}
+
+
+async def test_a_client_that_is_made_anew_while_it_ends_does_not_join_again(
+    transport: Transport,
+) -> None:
+    """The end comes while the listener is told of what is lost."""
+    topic, group = await declared(transport, 2), unique("group")
+    told, go_on = trio.Event(), trio.Event()
+
+    class Slow(Listener):
+        async def lost(self, partitions: frozenset[TopicPartition]) -> None:
+            told.set()
+            await go_on.wait()
+            await super().lost(partitions)
+
+    listener = Slow()
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+
+            async def end_later() -> None:
+                await trio.testing.wait_all_tasks_blocked(0.5)
+                go_on.set()
+
+            async with transport.consumer(options(topic, group), listener) as client:
+                await listener.until_held(2)
+                client.renew()
+                await told.wait()
+                nursery.start_soon(end_later)
+        assert listener.held is None
+        assert await transport.admin.members(group) == {}
 
 
 async def test_a_static_member_that_returns_gets_its_partitions_back(transport: Transport) -> None:

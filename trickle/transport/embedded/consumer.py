@@ -149,8 +149,8 @@ class LogConsumer:
         self._hub.wake.bump()
 
     def renew(self) -> None:
-        """Enter the group's directory once more."""
-        self.join()
+        """Have :meth:`watch` look at once: files are the membership, and without them it ends."""
+        self._hub.wake.bump()
 
     async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
         """Commit offsets alone."""

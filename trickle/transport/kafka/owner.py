@@ -179,6 +179,8 @@ class Owner:
         self._renewing = False
         if self.owned:
             self._take_away("lost")
+        if self._retired:  # meanwhile, by a command
+            return
         stuck = self.consumer
         self._placed, self._told, self._more = set(), False, False
         self.open()
@@ -197,6 +199,7 @@ class Owner:
             return
         if self._renewing:
             self._begin_anew()
+            return
         if not self._has_room():
             return
         epoch = self._epoch
