@@ -38,6 +38,7 @@ _SNAPSHOTS_MAX = 60
 _DRAIN_MAX = 15.0  # seconds that a SIGTERM may take, everything included
 _BROKER_TIMEOUT = 12.0  # seconds that the app under test waits for an answer of the broker's
 _START_MAX = 30.0  # seconds after a fault of the broker in which a start may fail by it
+_OWN_TREE = str(Path(__file__).parents[2])
 _WORKERS_MAX = 3  # more than there were at the start
 # What the last commit may fail by where the broker went away: its events run again elsewhere.
 _NOT_LAST = ("was committed is not known", "which may be forgotten")
@@ -52,6 +53,7 @@ class Options(NamedTuple):
         shared: all workers use one data directory.
         spare: no fault hits the first worker, so that its memory can be measured.
         settle_max: seconds that the rest may take once nothing disturbs.
+        tree: the checkout whose trickle the workers run; empty: the checker's own.
     """
 
     app: str
@@ -234,9 +236,9 @@ class Drive:
             "FAULTS_PARTITIONS": str(options.partitions),
             "FAULTS_PROTOCOL": options.protocol,
             "FAULTS_SESSION_TIMEOUT": str(options.session_timeout),
+            # Not the trickle that happens to be installed: it may be another checkout's.
+            "PYTHONPATH": options.tree or _OWN_TREE,
         }
-        if options.tree:
-            environment["PYTHONPATH"] = options.tree
         slot = Slot(number, data, environment, options.directory / f"worker-{number}.log")
         self.slots.append(slot)
         return slot
