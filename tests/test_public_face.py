@@ -93,7 +93,14 @@ def side_by_side(app: trickle.App, flights: trickle.Topic[Flight, str]) -> None:
         async for flight in stream:
             assert_type(flight, Flight)
 
-    del by_origin, in_any_order
+    numbers = app.topic("numbers", key=int, value=float)
+
+    @app.agent([flights, numbers])
+    async def either(stream: trickle.Stream[Flight | float]) -> None:
+        async for value in stream:
+            assert_type(value, Flight | float)
+
+    del by_origin, in_any_order, either
 
 
 async def program(app: trickle.App) -> None:
@@ -107,5 +114,5 @@ def test_the_program_can_be_defined() -> None:
     assert sorted(agents) == ["both", "by_origin-repartition", "delays", "forward", "per_airport"]
     assert sorted(app.tables) == ["by_carrier"]
     side_by_side(app, app.topics["flights"])
-    assert app.agents.keys() - agents.keys() == {"by_origin", "in_any_order"}
+    assert app.agents.keys() - agents.keys() == {"by_origin", "in_any_order", "either"}
     assert "flights-both-dead-letters" in app.topics

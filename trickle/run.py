@@ -54,7 +54,7 @@ from trickle.service import Service, ServiceStatistics
 from trickle.stores import open_store
 from trickle.streams import Pace
 from trickle.tables import HOLDER, CacheLimits, Holder, Standbys, TableManager, Views
-from trickle.tasks import SupervisedService, TaskService
+from trickle.tasks import TaskService, UserService
 from trickle.ticks import TimerService
 from trickle.topology import Topology, check_positions, owned_topics, prepare
 from trickle.transport import open_transport
@@ -422,10 +422,7 @@ class Run(Service):
 
     async def _start_services(self) -> None:
         for definition in self.definitions.services:
-            service = definition.factory()
-            if definition.restart is not None:
-                service = SupervisedService(service, definition.restart)
-            await self._start(service)
+            await self._start(UserService(definition.factory(), definition.restart))
 
     async def _start_edge(self) -> None:
         committer = self.committer

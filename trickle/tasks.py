@@ -8,8 +8,10 @@ from typing import Any
 import trio
 
 from trickle.service import Restart, Service, ServiceStatistics, supervise
+from trickle.utils.functions import awaited
+from trickle.utils.groups import only_error
 
-__all__ = ["SupervisedService", "TaskService"]
+__all__ = ["TaskService", "UserService"]
 
 
 class TaskService(Service):
@@ -24,22 +26,31 @@ class TaskService(Service):
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
         task_status.started()
         try:
-            await self._function()
+            await awaited(self._function, what=self._label)
         except Exception as error:
             error.add_note(f"{self._label} failed")
             raise
 
 
-class SupervisedService(Service):
-    """A service of the user's that is started again when it fails, as its policy allows."""
+class UserService(Service):
+    """A service of the user's; where it has a policy, it is started again when it fails."""
 
-    def __init__(self, service: Service, policy: Restart) -> None:
+    def __init__(self, service: Service, policy: Restart | None) -> None:
         super().__init__(service.name)
         self._service = service
         self._policy = policy
 
     async def main(self, task_status: trio.TaskStatus[Any]) -> None:
-        await supervise(self._service.run, self._policy, name=self.name, task_status=task_status)
+        run, policy = self._service.run, self._policy
+        try:
+            if policy is None:
+                await run(task_status=task_status)
+            else:
+                await supervise(run, policy, name=self.name, task_status=task_status)
+        except Exception as error:
+            # On the one error that there is: the group around it may be taken off on its way up.
+            (only_error(error) or error).add_note(f"service {self.name!r} failed")
+            raise
 
     def statistics(self) -> ServiceStatistics:
         return self._service.statistics()

@@ -16,6 +16,7 @@ import trio
 from trickle.commit import Committer
 from trickle.context import CURRENT, Turn
 from trickle.service import Service
+from trickle.utils.functions import awaited
 
 __all__ = ["WAITING_MAX", "TimerService"]
 
@@ -86,7 +87,7 @@ class TimerService(Service):
         turn = self._turn
         turn.take_in_hand()
         try:
-            await self._function()
+            await awaited(self._function, what=self._label)
         except BaseException as error:
             turn.undo()
             error.add_note(f"{self._label} failed")

@@ -39,6 +39,9 @@ __all__ = ["Repartition", "Source", "Step", "Topic"]
 
 V = TypeVar("V")
 K = TypeVar("K", default=Any)
+# A source only gives events, so that topics of A and of B together are a source of A | B.
+V_co = TypeVar("V_co", covariant=True)
+K_co = TypeVar("K_co", covariant=True, default=Any)
 V2 = TypeVar("V2")
 K2 = TypeVar("K2", default=Any)
 
@@ -62,7 +65,7 @@ class Repartition(msgspec.Struct, frozen=True, eq=False):
     owned: bool
 
 
-class Source(Generic[V, K]):
+class Source(Generic[V_co, K_co]):
     """What an agent reads: one or more topics, and the steps that their events go through.
 
     Attributes:
@@ -91,43 +94,45 @@ class Source(Generic[V, K]):
             "function, and iterate the stream that it is given"
         )
 
-    def filter(self, predicate: Callable[[V], object]) -> Source[V, K]:
+    def filter(self, predicate: Callable[[V_co], object]) -> Source[V_co, K_co]:
         """Pass on only the events whose value the predicate holds for."""
         return self._with(("filter", predicate), self._value_type)
 
-    def map(self, function: Callable[[V], Awaitable[V2]] | Callable[[V], V2]) -> Source[V2, K]:
+    def map(
+        self, function: Callable[[V_co], Awaitable[V2]] | Callable[[V_co], V2]
+    ) -> Source[V2, K_co]:
         """Pass on each event with another value; the function may be async."""
-        return cast("Source[V2, K]", self._with(("map", function), returned_type(function)))
+        return cast("Source[V2, K_co]", self._with(("map", function), returned_type(function)))
 
-    def flat_map(self, function: Callable[[V], Many[V2]]) -> Source[V2, K]:
+    def flat_map(self, function: Callable[[V_co], Many[V2]]) -> Source[V2, K_co]:
         """Pass on any number of values for each event, which settle together; it may be async."""
-        return cast("Source[V2, K]", self._with(("flat_map", function), None))
+        return cast("Source[V2, K_co]", self._with(("flat_map", function), None))
 
     @overload
     def group_by(
-        self, key: Callable[[V], K2], *, name: str, value_type: TypeForm[Any] | None = ...
-    ) -> Source[V, K2]: ...
+        self, key: Callable[[V_co], K2], *, name: str, value_type: TypeForm[Any] | None = ...
+    ) -> Source[V_co, K2]: ...
     @overload
     def group_by(
         self, key: str, *, name: str, value_type: TypeForm[Any] | None = ...
-    ) -> Source[V, Any]: ...
+    ) -> Source[V_co, Any]: ...
     @overload
     def group_by(
         self,
-        key: Callable[[V], object] | str,
+        key: Callable[[V_co], object] | str,
         *,
         name: str,
         key_type: TypeForm[K2],
         value_type: TypeForm[Any] | None = ...,
-    ) -> Source[V, K2]: ...
+    ) -> Source[V_co, K2]: ...
     def group_by(
         self,
-        key: Callable[[V], Any] | str,
+        key: Callable[[V_co], Any] | str,
         *,
         name: str,
         key_type: TypeForm[Any] | None = None,
         value_type: TypeForm[Any] | None = None,
-    ) -> Source[V, Any]:
+    ) -> Source[V_co, Any]:
         """Regroup by another key: the events travel through a repartition topic of trickle's own.
 
         Args:
@@ -185,7 +190,7 @@ class Source(Generic[V, K]):
     def _retyped(self) -> bool:
         return any(kind != "filter" for kind, _ in self.steps)
 
-    def _with(self, step: Step, value_type: object) -> Source[V, K]:
+    def _with(self, step: Step, value_type: object) -> Source[V_co, K_co]:
         if not callable(step[1]):
             raise DefinitionError(f"{step[0]}({step[1]!r}): that is no function of the value")
         return Source(self.topics, (*self.steps, step), self.repartitions, value_type=value_type)
@@ -197,7 +202,7 @@ class Source(Generic[V, K]):
         return self.topics[0].value_type
 
 
-class Topic(Source[V, K]):
+class Topic(Source[V, K], Generic[V, K]):
     """A topic: its name, its types, and how it is declared where it is missing.
 
     Made by :meth:`App.topic`, whose docstring tells the arguments.

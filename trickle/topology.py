@@ -228,9 +228,10 @@ def _shard(
 ) -> dict[int, list[Table[Any, Any]]]:
     """Find the partition count that shards each table."""
     sharded: dict[int, list[Table[Any, Any]]] = {}
-    listed = ", ".join(f"{name} has {count}" for name, count in sorted(counts.items()))
     # An agent of trickle's own, which forwards or regroups, writes no table.
-    everywhere = {counts[t.name] for agent in agents if not agent.internal for t in agent.topics}
+    read = {t.name: counts[t.name] for agent in agents if not agent.internal for t in agent.topics}
+    everywhere = set(read.values())
+    listed = ", ".join(f"{name} has {count}" for name, count in sorted(read.items()))
     for table in tables:
         if table.source is not None:
             found = {counts[t.name] for t in table.source.topics if t.name in counts}

@@ -377,3 +377,26 @@ async def test_a_null_hides_no_record_of_a_topic_whose_type_has_none(
         await t.send(source, cast("Any", None), key="k")
         await t.send(source, 2, key="k")
         assert [event.value for event in t.sent(source)] == [1, None, 2]
+
+
+async def test_a_table_that_two_counts_could_shard_is_told_the_topics_that_agents_read(
+    mock_clock: MockClock,
+) -> None:
+    app = trickle.App("app")
+    wide = app.topic("wide", key=str, value=str, partitions=4)
+    narrow = app.topic("narrow", key=str, value=str, partitions=2)
+    app.table("table", key=str, value=int)
+
+    async def work(stream: trickle.Stream[str]) -> None:
+        async for _ in stream:
+            pass
+
+    app.agent(wide.group_by(str, name="again"), name="grouped")(work)
+    app.agent(narrow, name="plain")(work)
+    with pytest.raises(trickle.DefinitionError) as raised:
+        async with trickle.testing.run(app):
+            pass
+    assert str(raised.value) == (
+        "table 'table': which topic's partitions shard it? The agents' sources differ: "
+        "app-again-repartition has 4, narrow has 2; name one by app.table(…, source=)"
+    )

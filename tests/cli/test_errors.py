@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -151,7 +151,7 @@ def test_streams_that_are_closed_or_full_are_told_in_a_sentence(
     assert done.stderr == f"trickle: {words}\n"
 
 
-async def test_timers_tasks_and_calls_that_fail_are_named(mock_clock: MockClock) -> None:
+async def test_what_the_user_wrote_is_named_where_it_fails(mock_clock: MockClock) -> None:
     async def fail() -> None:
         await trio.lowlevel.checkpoint()
         raise ValueError("spoilt")
@@ -162,9 +162,18 @@ async def test_timers_tasks_and_calls_that_fail_are_named(mock_clock: MockClock)
             async for event in stream.events():
                 event.after_commit(fail)
 
+    def serve(app: trickle.App) -> None:
+        class Sensor(trickle.Service):
+            async def main(self, task_status: trio.TaskStatus[None]) -> None:
+                self.nursery.start_soon(fail)
+                task_status.started()
+
+        app.service(Sensor)
+
     cases: list[tuple[Callable[[trickle.App], object], str]] = [
         (lambda app: app.timer(1.0)(fail), "timer 'fail' failed"),
         (lambda app: app.task(fail), "task 'fail' failed"),
+        (serve, "service 'Sensor' failed"),
         (once, "a call after a commit (after_commit, or a sink) failed"),
     ]
     for define, words in cases:
@@ -177,3 +186,18 @@ async def test_timers_tasks_and_calls_that_fail_are_named(mock_clock: MockClock)
                 await t.advance(2)
         (sentence,) = sentences(caught.value)
         assert sentence.startswith(f"{words}: ValueError: spoilt (")
+
+
+async def test_what_only_looked_as_if_it_were_asynchronous_is_told(mock_clock: MockClock) -> None:
+    for decorator in ("timer", "task"):
+        app = trickle.App("app")
+        function = cast("Any", lambda: 7)
+        (app.timer(1.0) if decorator == "timer" else app.task)(function)
+        with pytest.raises((ExceptionGroup, ConfigurationError)) as caught:
+            async with trickle.testing.run(app) as t:
+                await t.advance(2)
+        (sentence,) = sentences(caught.value)
+        assert sentence == (
+            f"{decorator} '<lambda>': its function gave 7, which cannot be awaited: decorate an "
+            "`async def`"
+        )

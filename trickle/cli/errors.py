@@ -43,7 +43,7 @@ EXIT_USAGE = 2  # usage or configuration
 EXIT_STOPPED = 3  # stopped before the drain ended
 
 _SENTENCES_MAX = 10
-_WHO = ("agent ", "timer ", "task ", "a call after ")
+_WHO = ("agent ", "timer ", "task ", "service ", "a call after ")
 
 
 class Stopped(TrickleError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from trickle.utils.errors import ConfigurationError
 
-__all__ = ["check_async"]
+__all__ = ["awaited", "check_async"]
 
 
 def check_async(function: Any, *, what: str, parameters: str = "") -> None:
@@ -44,6 +45,20 @@ def check_async(function: Any, *, what: str, parameters: str = "") -> None:
             f"{what}: its function is not asynchronous: write `async def "
             f"{function.__name__}({parameters})`"
         )
+
+
+async def awaited(function: Callable[[], Awaitable[None]], *, what: str) -> None:
+    """Call a function that takes nothing, and await what it gives.
+
+    Raises:
+        ConfigurationError: there is nothing to await; it only looked as if there might be.
+    """
+    given: object = function()
+    if not inspect.isawaitable(given):
+        raise ConfigurationError(
+            f"{what}: its function gave {given!r}, which cannot be awaited: decorate an `async def`"
+        )
+    await given
 
 
 def _is_async(function: Any) -> bool:
