@@ -108,11 +108,12 @@ def test_tail_follows_what_comes_and_ends_at_its_limit(project: Project) -> None
     assert '"old"' not in tail.output
 
 
-def test_tail_ends_by_ctrl_c_without_a_word(project: Project) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_tail_ends_by_a_signal_without_a_word(project: Project, number: signal.Signals) -> None:
     project.do("send", "words", "old")
     tail = project.start("-A", "app:app", "tail", "words", "--from-beginning")
     tail.wait_for("old")
-    tail.signal(signal.SIGINT)
+    tail.signal(number)
     assert tail.wait() == 0
     assert tail.output.count("\n") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,3 +92,29 @@ async def fine() -> None: ...
         "trickle: the command 'send' of app 'flights' has the name of one of trickle's own: give "
         "it another by @app.command(name)\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_told_to_end_closes_what_it_has_opened(
+    project: Project, number: signal.Signals
+) -> None:
+    project.write(
+        "app.py",
+        """
+import trickle, trio
+app = trickle.App("flights")
+
+@app.command()
+async def wait() -> None:
+    try:
+        print("waits", flush=True)
+        await trio.sleep_forever()
+    finally:
+        print("has closed", flush=True)
+""",
+    )
+    command = project.start("-A", "app:app", "wait")
+    command.wait_for("waits")
+    command.signal(number)
+    assert command.wait() == 3
+    assert command.output.endswith("has closed\ntrickle: stopped by a signal\n")

@@ -75,7 +75,7 @@ def _sentence(error: BaseException, notes: Sequence[str]) -> str:
         text = str(error)
         return f"{where}: {text}" if where is not None and where.split()[1] not in text else text
     if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
+        return "stopped by a signal"
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     raised = where_raised(error)
     if raised is not None:

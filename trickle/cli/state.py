@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
@@ -15,6 +16,7 @@ from trickle.utils.logs import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
+    from types import FrameType
 
     from trickle.app import App
 
@@ -92,14 +94,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a progr
 def run(main: Callable[[], Awaitable[T]]) -> T:
     """Run a command's asynchronous part.
 
-    Two ends of every command are settled here, as they come out of nurseries in groups:
+    Three ends of every command are settled here, as they come out of nurseries in groups:
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, and nothing else went wrong.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, and nothing else went wrong.
         typer.Exit: the reader of our output has gone: no error.
     """
     try:
-        return trio.run(main)
+        return trio.run(_until_sigterm, main)
     except BaseException as error:
         if errors.is_output_gone(error):
             abandon_output()
@@ -107,3 +109,22 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
         if errors.is_interrupt(error):
             raise KeyboardInterrupt from None
         raise
+
+
+async def _until_sigterm(main: Callable[[], Awaitable[T]]) -> T:
+    """Cancel at SIGTERM, so that what has been opened is closed; a second one does not wait."""
+    token = trio.lowlevel.current_trio_token()
+    scope = trio.CancelScope()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, signal.SIG_DFL)
+        token.run_sync_soon(scope.cancel)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with scope:
+            return await main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    raise KeyboardInterrupt
