@@ -236,6 +236,8 @@ class Drive:
             "FAULTS_PARTITIONS": str(options.partitions),
             "FAULTS_PROTOCOL": options.protocol,
             "FAULTS_SESSION_TIMEOUT": str(options.session_timeout),
+            # What threads keep of freed memory, a block of each page, is no leak: see tuning.md
+            "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
             # Not the trickle that happens to be installed: it may be another checkout's.
             "PYTHONPATH": options.tree or _OWN_TREE,
         }

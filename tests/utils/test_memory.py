@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -86,10 +87,14 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is 
 
 
 @glibc
-def test_an_environment_that_is_opened_again_takes_no_more_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tunables", ["", "glibc.malloc.tcache_count=0"])
+def test_an_environment_that_is_opened_again_takes_no_more_memory(
+    tmp_path: Path, tunables: str
+) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", ENVIRONMENTS, str(tmp_path)],
         capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "GLIBC_TUNABLES": tunables},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < 500  # KB each

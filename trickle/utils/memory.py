@@ -39,8 +39,7 @@ def bound_heap() -> None:
 
     What the environment says goes before, by glibc's variables or its tunables.
     """
-    if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
-        return
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
     with suppress(AttributeError, OSError, TypeError):
         tell = ctypes.CDLL(None).mallopt
         for variable, option, value in (
@@ -49,7 +48,8 @@ def bound_heap() -> None:
             # As glibc has it, were it left to itself
             ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD, 2 * MAPPED_BYTES),
         ):
-            if not os.environ.get(variable):
+            tunable = f"glibc.malloc.{variable.removeprefix('MALLOC_').rstrip('_').lower()}="
+            if not os.environ.get(variable) and tunable not in tunables:
                 tell(option, value)
 
 
