@@ -164,6 +164,8 @@ class Agent(Generic[V, K]):
                 await self._iterate(lane, call.scope)
         except Exception as error:
             if not lane.hand:
+                if lane.stopping and _is_end(error):
+                    return None
                 if not _is_located(error, self.name):  # a refused record's is
                     error.add_note(f"{_failed(self.name)} between two events")
                 raise
@@ -335,6 +337,13 @@ def _brief(error: BaseException) -> str:
         group = cast("BaseExceptionGroup[BaseException]", error)
         return "; ".join(_brief(inner) for inner in group.exceptions)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _is_end(error: Exception) -> bool:
+    """Whether it is what ``await anext(stream)`` raises where the stream has ended."""
+    if isinstance(error, RuntimeError):  # what a generator makes of it
+        return isinstance(error.__cause__, StopAsyncIteration)
+    return isinstance(error, StopAsyncIteration)
 
 
 def _where(records: Sequence[Record]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TypeAlias
 
 import trio
@@ -29,6 +30,16 @@ class Calls:
 
     def __bool__(self) -> bool:
         return bool(self._due)
+
+    def __str__(self) -> str:
+        """Name the one that goes on."""
+        if not self._due:
+            return "no call after a commit"
+        call = self._due[0]
+        function: object = call.func if isinstance(call, partial) else call
+        name = getattr(function, "__qualname__", None) or repr(function)
+        more = f", and {len(self._due) - 1} more wait" if len(self._due) > 1 else ""
+        return f"the call of {name} after a commit (after_commit, or a sink) has not ended{more}"
 
     def add(self, calls: Iterable[Call]) -> None:
         """Call these as well; their commit has succeeded. After one that failed none is made."""

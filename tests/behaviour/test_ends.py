@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -336,3 +337,64 @@ async def test_a_start_that_failed_leaves_its_transactional_id_to_the_next(tmp_p
     failing = False
     async with app.run():
         assert len(list(slots.iterdir())) == 1
+
+
+@pytest.mark.parametrize("yields", [False, True])
+async def test_an_agent_that_asks_for_the_next_value_ends_with_its_stream(
+    mock_clock: MockClock, yields: bool
+) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+    target = app.topic("target", value=int, partitions=1)
+
+    async def work(stream: trickle.Stream[int]) -> None:
+        while True:
+            target.send_nowait(await anext(stream))
+
+    async def give(stream: trickle.Stream[int]) -> AsyncIterator[int]:
+        while True:
+            yield await anext(stream)
+
+    if yields:
+        app.agent(source, sink=target)(give)
+    else:
+        app.agent(source)(work)
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 7)
+        await t.settled()
+        await t.rebalance()
+        await t.send(source, 8)
+        await t.settled()
+        assert [event.value for event in t.sent(target)] == [7, 8]
+
+
+async def test_who_asks_too_far_between_two_events_has_failed(mock_clock: MockClock) -> None:
+    app = trickle.App("app")
+    source = app.topic("source", value=int, partitions=1)
+
+    @app.agent(source)
+    async def work(stream: trickle.Stream[int]) -> None:
+        async for event in stream.events():
+            async with event:
+                pass
+            raise StopAsyncIteration
+
+    del work
+    with pytest.RaisesGroup(StopAsyncIteration, flatten_subgroups=True):
+        async with trickle.testing.run(app) as t:
+            await t.send(source, 1)
+            await trio.sleep(1)
+
+
+async def test_settled_names_the_call_that_it_would_wait_for(mock_clock: MockClock) -> None:
+    app, source, _ = crowded_app(60)
+    async with trickle.testing.run(app) as t:
+        await t.send(source, 1)
+        with pytest.raises(trickle.UsageError) as raised:
+            await t.settled()
+        assert (
+            "the call of crowded_app.<locals>.work.<locals>.call after a commit (after_commit, "
+            "or a sink) has not ended." in str(raised.value)
+        )
+        await t.advance(60)
+        await t.settled()

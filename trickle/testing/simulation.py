@@ -239,7 +239,9 @@ class Simulation:
                         waiting.append(f"{name}, at offset {position} of {end}, {state}")
                     elif committed[at].of(lane.agent) < position:
                         waiting.append(f"{name} has not committed")
-            if live.committer.pending:
+            if live.committer.calls:
+                waiting.append(str(live.committer.calls))
+            elif live.committer.pending:
                 waiting.append("a commit is due")
             waiting += [
                 f"topic {topic} [{number}] is not assigned"
