@@ -218,3 +218,32 @@ async def test_an_agent_s_error_is_told_although_the_worker_is_asked_to_stop(
             assert run is not None
             run.stop()
             await t.advance(30)
+
+
+async def test_who_only_reads_does_not_write_what_has_come_meanwhile(mock_clock: MockClock) -> None:
+    """A reader that was given a default waits; the writer sets the key before it is done."""
+    app = trickle.App("app")
+    source = app.topic("source", key=str, value=str, partitions=1)
+    names = app.table("names", key=str, value=list[str], default=list)
+    seen: list[tuple[list[str], int]] = []
+
+    @app.agent(source)
+    async def write(stream: trickle.Stream[str, str]) -> None:
+        async for event in stream.events():
+            await trio.sleep(0.01)
+            names[event.key].append(event.value)
+
+    @app.agent(source)
+    async def read(stream: trickle.Stream[str, str]) -> None:
+        async for event in stream.events():
+            found = names[event.key]
+            await trio.sleep(0.1)
+            seen.append((found, len(names)))
+
+    del write, read
+    async with trickle.testing.run(app) as t:
+        await t.send(source, "v", key="a")
+        await t.advance(1)
+        await t.settled()
+        assert seen == [([], 1)]
+        assert names["a"] == ["v"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -108,6 +109,40 @@ def test_a_lock_is_not_inherited_by_a_program_that_we_start(tmp_path: Path) -> N
         with FileLock(tmp_path / "lock") as other:
             assert other.acquire()
         child.communicate("\n")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_lock_is_not_inherited_by_a_child_that_is_forked(tmp_path: Path, held: bool) -> None:
+    """Neither when its holder dies nor when it gives the lock back."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from trickle.utils.files import FileLock\n"
+        "lock = FileLock(Path(sys.argv[1])); assert lock.acquire()\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    if sys.argv[2] == 'False': lock.release()\n"
+        "    print(child, flush=True)\n"
+        "    signal.pause()\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "lock"), str(held)],
+        stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        lock = FileLock(tmp_path / "lock")
+        try:
+            assert lock.acquire() is not held
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)  # it lives on
+            assert lock.acquire()
+        finally:
+            lock.release()
+            holder.kill()
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_holder_that_wrote_nonsense_is_nobody(tmp_path: Path) -> None:

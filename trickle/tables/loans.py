@@ -57,7 +57,8 @@ class Loans:
         self._turn = turn
         self._objects: dict[Any, Any] = {}  # what the event sees now; ABSENT: it removed the key
         self._given: dict[Any, bytes] = {}  # the bytes of what was handed out; none for a put
-        self._defaults: set[Any] = set()  # marks of keys that were absent when lent
+        # Marks of keys that were absent when lent; whether the event itself had removed them.
+        self._defaults: dict[Any, bool] = {}
         self._changes: dict[Any, Any] = {}  # what check found
         self._there: dict[Any, bool] = {}  # which of their keys there were before
 
@@ -94,8 +95,8 @@ class Loans:
         value = factory()
         if type(value) not in _NEVER_CHANGE:
             self._given[mark] = self._encode(mark, value)
+            self._defaults[mark] = self._objects.get(mark) is ABSENT
             self._objects[mark] = value
-            self._defaults.add(mark)
         return value
 
     def put(self, mark: Any, value: Any) -> None:
@@ -118,7 +119,7 @@ class Loans:
     def _set(self, mark: Any, value: Any) -> None:
         self._objects[mark] = value
         self._given.pop(mark, None)
-        self._defaults.discard(mark)
+        self._defaults.pop(mark, None)
 
     def present(self, mark: Any) -> bool:
         """Tell whether the event sees the key; a default that was lent counts once changed."""
@@ -132,7 +133,11 @@ class Loans:
     def size(self) -> int:
         """Return by how many keys the event has changed the shard's number of them."""
         cell = self._shard.cell
-        return sum(self.present(mark) - (cell(mark) is not ABSENT) for mark in self._objects)
+        return sum(
+            self.present(mark) - (cell(mark) is not ABSENT)
+            for mark in self._objects
+            if not self._only_read(mark)
+        )
 
     def check(self) -> None:
         """Encode what was handed out, and find what has changed.
@@ -150,7 +155,7 @@ class Loans:
             data = self._encode(mark, value)
             given = self._given.get(mark)
             if data == given or (given is not None and self._is_respelled(mark, given, data)):
-                if mark in self._defaults and self._shard.cell(mark) is not ABSENT:
+                if self._defaults.get(mark) and self._shard.cell(mark) is not ABSENT:
                     changes[mark] = ABSENT  # removed first, then read as a default
                 continue
             self._shard.values.verify(self._shard.keys.key(mark), value, data)
@@ -159,6 +164,10 @@ class Loans:
             self._shard.claim(self._turn)
         self._changes = changes
         self._there = {mark: self._shard.cell(mark) is not ABSENT for mark in changes}
+
+    def _only_read(self, mark: Any) -> bool:
+        """Whether a default was lent and not changed: the agent that writes may set the key."""
+        return self._defaults.get(mark) is False and not self.present(mark)
 
     def _encode(self, mark: Any, value: Any) -> bytes:
         return self._shard.values.encode_value(self._shard.keys.key(mark), value)
@@ -191,5 +200,5 @@ class Loans:
         """Forget everything: nothing of this event can be written any more."""
         self._objects = {}
         self._given = {}
-        self._defaults = set()
+        self._defaults = {}
         self._changes, self._there = {}, {}

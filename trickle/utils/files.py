@@ -11,7 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["FileLock", "ForeignPathError", "private_directory", "reserve_readers", "with_headroom"]
+__all__ = [
+    "FileLock",
+    "ForeignPathError",
+    "close_owned",
+    "open_owned",
+    "private_directory",
+    "reserve_readers",
+    "with_headroom",
+]
+
+_owned: set[int] = set()
 
 
 class ForeignPathError(OSError):
@@ -64,6 +74,41 @@ def with_headroom(path: Path, least: int) -> int:
     return max(least, (size + size // 4 + 0xFFFF) & ~0xFFFF)
 
 
+def open_owned(path: Path, flags: int = 0) -> int:
+    """Open a file that is to be locked, and that no child of this process has open.
+
+    A ``flock`` belongs to the open file, which a forked child shares: one that outlives us, as the
+    workers of a process pool do, would hold our locks for as long as it lives.
+
+    Args:
+        path: made where it is missing, unless it is a symlink.
+        flags: beside those for that, and for writing.
+    """
+    flags |= os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    file = os.open(path, flags, 0o600)
+    _owned.add(file)
+    return file
+
+
+def close_owned(file: int) -> None:
+    """Unlock and close such a file: by itself closing does not unlock what a child has open too."""
+    _owned.discard(file)
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
+
+
+def _part_with_owned() -> None:
+    # The numbers stay taken: what the child closes, or tries to unlock, shall be nothing else's.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for file in _owned:
+        os.dup2(nothing, file, inheritable=False)
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_part_with_owned)
+
+
 class FileLock:
     """An exclusive ``flock`` on a file of its own, with the holder's pid written into it.
 
@@ -89,15 +134,14 @@ class FileLock:
         """Take the lock if it is free, without a wait; tell whether it is ours now."""
         if self._fd is not None:
             return True
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self.path, flags, 0o600)
+        fd = open_owned(self.path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(fd)
+            close_owned(fd)
             return False
         except BaseException:
-            os.close(fd)
+            close_owned(fd)
             raise
         self._fd = fd
         with contextlib.suppress(OSError):  # a full disk: the lock holds without the note
@@ -127,7 +171,7 @@ class FileLock:
             if self._note:
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, 0)
-            os.close(fd)
+            close_owned(fd)
 
     def holder(self) -> int | None:
         """Return the pid that the last holder wrote, for messages."""

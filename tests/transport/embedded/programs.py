@@ -120,6 +120,19 @@ async def join(url: str, group: str) -> None:
         await _consume(consumer)
 
 
+async def beget(url: str, group: str) -> None:
+    """Be a member of a group, with a child that outlives it, as those of a process pool do."""
+    starter = Starter(group)
+    options = ConsumerOptions(group=group, topics=("in", "out"))
+    async with open_transport(url) as transport, transport.consumer(options, starter) as consumer:
+        await starter.given.receive()
+        child = os.fork()
+        if not child:
+            signal.pause()
+        say("begot", child)
+        await _consume(consumer)
+
+
 async def _consume(consumer: ConsumerClient) -> None:
     while True:
         await consumer.fetch()
@@ -243,6 +256,7 @@ async def cramp(url: str, room: str) -> None:
 
 
 PROGRAMS: dict[str, Callable[..., Awaitable[None]]] = {
+    "beget": beget,
     "cramp": cramp,
     "fill": fill,
     "fork": fork,

@@ -17,7 +17,7 @@ from tests.transport.embedded.support import Program, read_all, stop_between_wri
 from trickle.exceptions import CommitFailed, TransportError
 from trickle.transport import open_transport
 from trickle.transport.contract import CommittedOffset, ConsumerOptions, ProducerOptions, TopicSpec
-from trickle.transport.embedded.group import Slot, slots_wanted
+from trickle.transport.embedded.group import GroupFiles, Slot, slots_wanted
 from trickle.transport.embedded.transport import EmbeddedTransport
 from trickle.transport.embedded.wake import Wake
 from trickle.types import TopicPartition
@@ -159,6 +159,35 @@ async def test_a_stopped_member_keeps_its_partitions(log: EmbeddedTransport, url
                 assert await second.until("assigned") == "assigned"
                 os.kill(first.process.pid, signal.SIGCONT)
                 assert await second.until("assigned") == "assigned in/1 out/1"
+
+
+async def test_what_a_member_begot_holds_nothing_of_its(log: EmbeddedTransport, url: str) -> None:
+    """A forked child has the parent's files open: not its locks."""
+    with trio.fail_after(30):
+        async with Program.run("beget", url, "group") as first:
+            child = int((await first.until("begot")).split()[1])
+            try:
+                async with Program.run("join", url, "group") as second:
+                    assert await second.until("assigned") == "assigned in/1 out/1"
+                    await first.kill()
+                    assert await second.until("revoked") == "revoked 2"
+                    assert await second.until("assigned") == "assigned in/0 in/1 out/0 out/1"
+            finally:
+                os.kill(child, signal.SIGKILL)
+
+
+def test_a_member_that_has_left_takes_nothing(tmp_path: Path) -> None:
+    """The watch may look for free partitions while the member's files go."""
+    files = GroupFiles(tmp_path, "group", ["in"])
+    files.join()
+    assert files.take([Slot(2, 0), Slot(2, 1)])
+    files.leave()
+    assert not files.take([Slot(2, 0), Slot(2, 1)])
+    other = GroupFiles(tmp_path, "group", ["in"])
+    other.join()
+    assert other.take([Slot(2, 0)])
+    assert other.held == {Slot(2, 0)}
+    other.leave()
 
 
 class Silent:

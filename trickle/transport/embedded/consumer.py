@@ -58,6 +58,7 @@ class LogConsumer:
         self._topics = {name: hub.topic(name) for name in options.topics}
         self._want = log.Want(hub.directory)
         self._balancing = trio.Lock()
+        self._leaving = False
         self._announced = False
         self._grace_until = 0.0
         self._assignment: frozenset[TopicPartition] = frozenset()
@@ -171,6 +172,8 @@ class LogConsumer:
                 version = self._hub.wake.version
                 stamp = self._files.stamp()
                 async with self._balancing:
+                    if self._leaving:  # what is given back would be taken again
+                        return
                     await self._balance()
                 due = trio.current_time() + POLL
                 while (left := due - trio.current_time()) > 0 and stamp == self._files.stamp():
@@ -262,6 +265,7 @@ class LogConsumer:
 
     async def leave(self) -> None:
         """Revoke what is assigned, and give everything back; bounded."""
+        self._leaving = True
         try:
             with trio.move_on_after(self._options.rebalance_timeout, shield=True):
                 async with self._balancing:

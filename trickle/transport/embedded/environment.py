@@ -40,6 +40,7 @@ from trickle.transport.embedded.opening import (
     open_databases,
     open_lmdb,
 )
+from trickle.utils.files import close_owned
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -139,7 +140,7 @@ class Environment:
                 env.close()
                 raise
         except BaseException as error:
-            os.close(in_use)
+            close_owned(in_use)
             if isinstance(error, OSError) and is_no_room(error):
                 raise no_room(directory, error) from error
             raise
@@ -181,7 +182,7 @@ class Environment:
     def close(self) -> None:
         """Close it; no transaction may be open."""
         self._env.close()
-        os.close(self._in_use)
+        close_owned(self._in_use)
 
     # Reading
 

@@ -33,7 +33,7 @@ import msgspec
 
 from trickle.exceptions import CommitFailed, TransportError
 from trickle.types import TopicPartition
-from trickle.utils.files import FileLock, private_directory
+from trickle.utils.files import FileLock, close_owned, open_owned, private_directory
 from trickle.utils.partitioning import range_assignment
 
 __all__ = ["GroupFiles", "Membership", "Slot", "look_at_group", "slots_wanted"]
@@ -83,6 +83,7 @@ class GroupFiles:
         self._file: int | None = None
         self.name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}"
         self._locks: dict[Slot, FileLock] = {}
+        self._left = False
 
     def join(self) -> None:
         """Make and lock the member's file."""
@@ -91,23 +92,24 @@ class GroupFiles:
         private_directory(self._members)
         private_directory(self._partitions)
         draft = self._members / f".{self.name}"
-        file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        file = open_owned(draft, os.O_EXCL)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(file, msgspec.json.encode(self._wish))
             draft.rename(self._members / self.name)
         except BaseException:
-            os.close(file)
+            close_owned(file)
             raise
         self._file = file
 
     def leave(self) -> None:
-        """Give everything back and remove the member's file."""
+        """Give everything back and remove the member's file; nothing is taken any more."""
+        self._left = True
         self.release(list(self._locks))
         if self._file is not None:
             with contextlib.suppress(FileNotFoundError):
                 (self._members / self.name).unlink()
-            os.close(self._file)
+            close_owned(self._file)
             self._file = None
 
     def stamp(self) -> int:
@@ -135,7 +137,7 @@ class GroupFiles:
     def take(self, slots: Iterable[Slot]) -> bool:
         """Lock those slots that are free; tell whether there was one."""
         taken = False
-        for slot in slots:
+        for slot in () if self._left else slots:
             lock = FileLock(self._partitions / f"{slot.of}-{slot.number}.lock", self.name)
             if lock.acquire():
                 self._locks[slot] = lock

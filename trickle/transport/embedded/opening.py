@@ -23,7 +23,14 @@ from trickle.exceptions import BrokerUnavailable, ConfigurationError, TransportE
 from trickle.transport.embedded.damage import check_file, explain, stored_map_size
 from trickle.transport.embedded.format import Marker
 from trickle.transport.embedded.gate import Gate
-from trickle.utils.files import ForeignPathError, private_directory, reserve_readers, with_headroom
+from trickle.utils.files import (
+    ForeignPathError,
+    close_owned,
+    open_owned,
+    private_directory,
+    reserve_readers,
+    with_headroom,
+)
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -83,8 +90,7 @@ def lock_for_use(directory: Path, timeout: float) -> int:
         private_directory(directory)
         if directory.stat().st_uid != os.getuid():
             raise ForeignPathError(errno.EPERM, "belongs to another user", str(directory))
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(directory / "open.lock", flags, 0o600)
+        file = open_owned(directory / "open.lock")
     except OSError as error:
         if is_no_room(error):
             raise no_room(directory, error) from error
@@ -106,7 +112,7 @@ def lock_for_use(directory: Path, timeout: float) -> int:
                 )
             time.sleep(0.01)
     except BaseException:
-        os.close(file)
+        close_owned(file)
         raise
 
 
