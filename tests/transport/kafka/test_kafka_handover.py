@@ -155,3 +155,15 @@ async def test_what_was_taken_before_an_impossible_record_is_not_handed_over_aga
             with pytest.raises(OverflowError):
                 client.produce_all(effects, 100)
             assert list(effects) == expected
+
+
+async def test_a_commit_fails_with_the_first_record_that_was_not_delivered() -> None:
+    """While it waited for the rest a broker came back, and took that before what had failed."""
+    config = read_config("kafka://127.0.0.1:1", TransportOptions(request_timeout=5))
+    async with open_producer(config, ProducerOptions(), ClientLog(config)) as client:
+        assert client.produce(*small(1)[0])
+        await trio.sleep(3)  # as an agent takes its time
+        assert client.produce(*small(1)[0])
+        with trio.fail_after(4.5), pytest.raises(CommitFailed, match="not all records were"):
+            await client.commit({}, None)
+        await client.abort()

@@ -173,14 +173,23 @@ class PlainProducer(KafkaProducer):
         member: Member | None,
         mark: Mark | None = None,
     ) -> Mapping[TopicPartition, int]:
-        """Wait until all that was produced is delivered."""
+        """Wait until all that was produced is delivered.
+
+        Not for what follows a record that was not: dropped in time, it does not come before it.
+        """
         if offsets or mark is not None:
             raise UsageError("without a transactional id offsets are the consumer's to commit")
         fates, self._fates = self._fates, Fates()
-        return await self.deliver(fates)
+        return await self.deliver(fates, all_of_it=False)
 
-    async def deliver(self, fates: Fates) -> Mapping[TopicPartition, int]:
+    async def deliver(
+        self, fates: Fates, *, all_of_it: bool = True
+    ) -> Mapping[TopicPartition, int]:
         """Wait until all that was produced is delivered, and tell of some of it.
+
+        Args:
+            fates: of what was produced.
+            all_of_it: wait for the rest where some was not delivered.
 
         Raises:
             CommitFailed: some of it was not.
@@ -191,6 +200,8 @@ class PlainProducer(KafkaProducer):
         with trio.move_on_after(timeout):
             await trio.lowlevel.checkpoint()
             while client is self._client and not self._fatal and len(client):
+                if fates.failed and not all_of_it:
+                    break
                 await self._reports(client)
         if client is not self._check():
             raise CommitFailed(
@@ -201,7 +212,7 @@ class PlainProducer(KafkaProducer):
         left, fatal = len(client), self._fatal
         failures = fates.failures()
         errors = [error for error, _ in failures]
-        in_vain = bool(left) or any(error.code() in _NOT_DELIVERED for error in errors)
+        in_vain = any(error.code() in _NOT_DELIVERED for error in errors) if errors else bool(left)
         await self._look_at(client, errors, in_vain=in_vain and not fates.some_delivered)
         for error, message in failures:
             if error.code() in REFUSED and message is not None:
