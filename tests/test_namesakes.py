@@ -92,3 +92,41 @@ def test_a_program_is_its_agents_and_what_they_read() -> None:
     assert program_of({"a": ["x", "y"], "b": []}) == program_of({"b": [], "a": ["y", "x"]})
     different = [{"a": ["x"]}, {"a": ["y"]}, {"b": ["x"]}, {"a": ["x", "y"]}, {}]
     assert len({program_of(agents) for agents in different}) == len(different)
+
+
+def summing(*topics: str) -> tuple[trickle.App, list[trickle.Topic[int, str]]]:
+    app = trickle.App("shared")
+    sources = [app.topic(topic, key=str, value=int, partitions=2) for topic in topics]
+    sums = app.table("sums", key=str, value=int, default=int)
+
+    @app.agent(sources, name="sum")
+    async def add(stream: trickle.Stream[int, str]) -> None:
+        async for key, value in stream.items():
+            sums[key] += value
+
+    del add
+    return app, sources
+
+
+async def test_an_upgrade_that_adds_a_topic_to_a_tables_agent_counts_right(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The old worker has a part of the old topic, and the new one has all of the new topic."""
+    new, sources = summing("old", "new")
+    before, _ = summing("old")
+    resolved = before.resolve(broker="memory://testing", store="memory://", web=False)
+    async with testing.run(new) as t:
+        async with open_run(before.definitions(), resolved, surroundings=surroundings(t, "other")):
+            await t.advance(5)
+            for _ in range(10):
+                for source in sources:
+                    for partition, key in enumerate("ab"):
+                        await t.send(source, 1, key=key, partition=partition)
+                await t.advance(2)
+        await t.advance(10)
+        await t.settled()
+        assert dict(new.tables["sums"].items()) == {"a": 20, "b": 20}
+    waiting = [r.getMessage() for r in caplog.records if r.name == "trickle.scope"]
+    assert len(waiting) == 1
+    assert waiting[0].startswith("partition ")
+    assert " of new waits: that of old, of the same tables, is another worker's" in waiting[0]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -43,7 +43,7 @@ from trickle.lanes import lanes_of
 from trickle.patience import patiently
 from trickle.positions import Positions
 from trickle.producer import Producer
-from trickle.scope import Scope, changelogs
+from trickle.scope import Scope, changelogs, whole_scopes
 from trickle.sensors import Sensor
 from trickle.service import Service
 from trickle.streams import Lane, Pace
@@ -209,7 +209,8 @@ class Conductor(Service):
         await self._fencing.renew(self._patient)
         await patiently(self._producer.ensure_ready, self._patient)
         await self._fencing.unless_fenced(self._learn, self._patient)
-        scopes = self._group(partitions)
+        scopes = whole_scopes(partitions, self._counts, self._tables)
+        partitions = frozenset[TopicPartition]().union(*(scope.partitions for scope in scopes))
         positions, ends = await self._recall(partitions, changelogs(scopes, self._tables))
         await self._committer.outstanding.resolve(self._patient)
         self._committer.go_on()
@@ -243,12 +244,6 @@ class Conductor(Service):
 
     async def _learn(self) -> None:
         await self._committer.outcomes.learn(self._producer.may_mark)
-
-    def _group(self, partitions: Iterable[TopicPartition]) -> list[Scope]:
-        groups: dict[tuple[int, int], set[TopicPartition]] = defaultdict(set)
-        for partition in partitions:
-            groups[self._counts[partition.topic], partition.partition].add(partition)
-        return [Scope(*key, frozenset(group)) for key, group in sorted(groups.items())]
 
     async def _open_scope(self, scope: Scope, positions: _Positions, ends: _Ends) -> None:
         tables = self._tables.get(scope.count, ())
