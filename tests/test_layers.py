@@ -80,7 +80,13 @@ ROOMS: list[str] = [
 # Who may import what only one place shall know. A prefix stands for all modules that begin so.
 CLIENTS = {
     "confluent_kafka": ("trickle.transport.kafka",),
-    "lmdb": ("trickle.transport.embedded", "trickle.stores.lmdb", "trickle.stores.homes"),
+    "lmdb": (
+        "trickle.transport.embedded",
+        "trickle.stores.environment",
+        "trickle.stores.homes",
+        "trickle.stores.lmdb",
+        "trickle.stores.reading",
+    ),
     "quart": ("trickle.web", "trickle.cli"),
     "quart_trio": ("trickle.web",),
     "hypercorn": ("trickle.web",),

@@ -22,7 +22,8 @@ import trio
 
 from trickle.exceptions import StoreError
 from trickle.stores.contract import Position, TableWrite
-from trickle.stores.lmdb import LmdbStore, read_only
+from trickle.stores.lmdb import LmdbStore
+from trickle.stores.reading import StoredPartition
 from trickle.utils.files import FileLock
 
 
@@ -93,8 +94,8 @@ async def beside(directory: Path, first: str, second: str) -> AsyncGenerator[Bes
     """Start a process that prints two expressions of its own ``table``, the second when told."""
     program = (
         "import sys, pathlib\n"
-        "from trickle.stores.lmdb import read_only\n"
-        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
+        "from trickle.stores.reading import StoredPartition\n"
+        "with StoredPartition(pathlib.Path(sys.argv[1]), 1, 0, 't').open() as table:\n"
         f"    print({first}, flush=True)\n"
         "    sys.stdin.readline()\n"
         f"    print({second}, flush=True)\n"
@@ -328,15 +329,15 @@ async def test_a_child_process_is_refused(tmp_path: Path) -> None:
 
 async def test_reading_beside_a_worker(tmp_path: Path) -> None:
     path = await fill(tmp_path / "t", 10)
-    with read_only(tmp_path / "t", 1, 0, "t") as table:
+    with StoredPartition(tmp_path / "t", 1, 0, "t").open() as table:
         assert table is not None
         assert (table.count(), table.position) == (10, Position("id", 10))
-    with read_only(tmp_path / "t", 1, 0, "other") as table:
+    with StoredPartition(tmp_path / "t", 1, 0, "other").open() as table:
         assert table is None
-    with read_only(tmp_path / "t", 1, 5, "t") as table:
+    with StoredPartition(tmp_path / "t", 1, 5, "t").open() as table:
         assert table is None
     cut(path / "data.mdb")
-    with read_only(tmp_path / "t", 1, 0, "t") as table:
+    with StoredPartition(tmp_path / "t", 1, 0, "t").open() as table:
         assert table is None
     assert (path / "data.mdb").exists()
 
@@ -344,8 +345,8 @@ async def test_reading_beside_a_worker(tmp_path: Path) -> None:
 async def test_reading_beside_a_worker_of_another_process(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
-        "from trickle.stores.lmdb import read_only\n"
-        "with read_only(pathlib.Path(sys.argv[1]), 1, 0, 't') as table:\n"
+        "from trickle.stores.reading import StoredPartition\n"
+        "with StoredPartition(pathlib.Path(sys.argv[1]), 1, 0, 't').open() as table:\n"
         "    print(table.count(), table.position.offset)\n"
     )
     async with running(LmdbStore(tmp_path / "t")) as store:
@@ -423,7 +424,7 @@ async def test_what_was_not_written_for_a_day_is_old_until_it_is_written(tmp_pat
     for hours, old in ((22, False), (24, True), (0, True)):
         written = time.time() - hours * 3600
         os.utime(path / "data.mdb", (written, written))
-        with read_only(tmp_path / "t", 1, 0, "t") as table:
+        with StoredPartition(tmp_path / "t", 1, 0, "t").open() as table:
             assert table is not None
             assert table.position == position._replace(old=old)
         async with running(LmdbStore(tmp_path / "t")) as store:
@@ -436,7 +437,7 @@ async def test_what_was_not_written_for_a_day_is_old_until_it_is_written(tmp_pat
         environment = await store.open(1, 0, ["t"])
         await environment.write([records(2000, 1)])
         await environment.close()
-    with read_only(tmp_path / "t", 1, 0, "t") as table:
+    with StoredPartition(tmp_path / "t", 1, 0, "t").open() as table:
         assert table is not None
         assert table.position == Position("id", 2001)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trickle.exceptions import ConfigurationError
-from trickle.stores.contract import Store, TableData
+from trickle.stores.contract import Store
 from trickle.stores.memory import MemoryDisk, MemoryStore
 
-__all__ = ["MemoryDisk", "open_store", "read_only"]
+if TYPE_CHECKING:
+    from trickle.stores.reading import StoredPartition
+
+__all__ = ["MemoryDisk", "open_store", "stored_partition"]
 
 
 def open_store(url: str, directory: Path, disk: MemoryDisk | None = None) -> Store:
@@ -36,19 +38,23 @@ def open_store(url: str, directory: Path, disk: MemoryDisk | None = None) -> Sto
     )
 
 
-@contextmanager
-def read_only(
+def stored_partition(
     directory: Path | None, count: int, partition: int, table: str
-) -> Generator[TableData | None]:
-    """Open one partition of one table to read, whether a worker holds it or not.
-
-    Yields None where there is nothing that can be read: the changelog has it all.
+) -> StoredPartition | None:
+    """Return one partition of one table, to read, whether a worker holds it or not.
 
     Args:
         directory: as for :func:`open_store`; None: the store is in another process's memory.
+        count: the table's partition count.
+        partition: its number.
+        table: its name.
+
+    Returns:
+        None where there is no such directory: the changelog has it all.
     """
     if directory is None or not directory.is_dir():
-        yield None
-        return
-    with import_module("trickle.stores.lmdb").read_only(directory, count, partition, table) as data:
-        yield data
+        return None
+    made: StoredPartition = import_module("trickle.stores.reading").StoredPartition(
+        directory, count, partition, table
+    )
+    return made

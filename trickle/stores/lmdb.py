@@ -16,13 +16,12 @@ is opened that was not closed in order (see :mod:`.homes`). A key that LMDB cann
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lmdb
 import trio
@@ -30,18 +29,12 @@ import trio
 from trickle.exceptions import StoreError
 from trickle.service import Service
 from trickle.stores.contract import (
-    FORMAT_VERSION,
-    Position,
-    TableData,
     TableWrite,
-    stored_key,
 )
+from trickle.stores.environment import MAP_BYTES, Handle, StoredTable
 from trickle.stores.homes import (
-    DATA_FILE,
     Home,
     examine,
-    generations,
-    is_old,
     lock_free,
     lock_home,
     mark_closed,
@@ -50,176 +43,15 @@ from trickle.stores.homes import (
 )
 from trickle.stores.records import (
     DamagedError,
-    is_whole,
-    pack_position,
-    portions,
-    read_position,
-    unpack,
 )
 from trickle.utils.bridge import Bridge, open_bridge
-from trickle.utils.files import ForeignPathError, private_directory, reserve_readers, with_headroom
+from trickle.utils.files import ForeignPathError, private_directory, with_headroom
 
-if TYPE_CHECKING:
-    from lmdb import _Database  # pyright: ignore[reportPrivateUsage]
-
-__all__ = ["LmdbStore", "read_only"]
+__all__ = ["LmdbStore"]
 
 logger = logging.getLogger("trickle.stores")
 
-MAP_BYTES = 64 << 20
-_TABLES_MAX = 512
-_READERS_MAX = 126
-_META = b"meta"
 _WRITE_TIMEOUT = 60.0  # a disk that does not answer for so long is not coming back
-
-
-class _Table:
-    """One named database."""
-
-    def __init__(self, name: str, environment: _Handle, db: _Database) -> None:
-        self.name = name
-        self.db = db
-        self.position: Position | None = None
-        self._environment = environment
-        self._begin = environment.begin
-
-    def get(self, key: bytes) -> bytes | None:
-        stored = stored_key(key)
-        try:
-            # Dropped, the transaction is kept for the next one, and keeps the interpreter's lock;
-            # aborted, it would be made anew, and give the lock away once more.
-            raw = self._begin(self.db).get(stored)
-        except lmdb.Error as error:
-            raise self._environment.unreadable(error) from error
-        if raw is None:
-            return None
-        return raw[:-4] if stored[-1] == 0 else unpack(stored, raw)[1]
-
-    def count(self) -> int:
-        try:
-            with self._begin(self.db) as txn:
-                return txn.stat(self.db)["entries"]
-        except lmdb.Error as error:
-            raise self._environment.unreadable(error) from error
-
-    def scan(self, after: bytes | None, limit: int) -> Sequence[tuple[bytes, bytes]]:
-        pairs: list[tuple[bytes, bytes]] = []
-        try:
-            with self._begin(self.db) as txn, txn.cursor() as cursor:
-                start = b"" if after is None else stored_key(after)
-                there = cursor.set_range(start) if start else cursor.first()
-                if there and start and cursor.key() == start:
-                    there = cursor.next()
-                while there and len(pairs) < limit:
-                    pairs.append(unpack(*cursor.item()))
-                    there = cursor.next()
-        except lmdb.Error as error:
-            raise self._environment.unreadable(error) from error
-        return pairs
-
-
-class _Handle:
-    """An open LMDB environment with its databases."""
-
-    def __init__(
-        self, path: Path, names: Collection[str], *, map_bytes: int, read_only: bool = False
-    ) -> None:
-        self.path = path
-        old = is_old(path / DATA_FILE)
-        if not read_only:
-            reserve_readers(path / "lock.mdb", _READERS_MAX)
-        self.env = lmdb.open(
-            str(path), map_size=map_bytes, max_dbs=_TABLES_MAX, max_spare_txns=2, mode=0o600,
-            max_readers=_READERS_MAX,
-            sync=False, metasync=False, readonly=read_only, create=not read_only, writemap=False,
-        )  # fmt: skip
-        self.begin = self._begin_following if read_only else self.env.begin
-        self.tables: dict[str, _Table] = {}
-        self._last_page = 0
-        try:
-            info, page_bytes = self.env.info(), self.env.stat()["psize"]
-            if (info["last_pgno"] + 1) * page_bytes > (path / DATA_FILE).stat().st_size:
-                # To read a page that the file has lost would end the process by a signal.
-                raise DamagedError("its data file was cut short")
-            self._open_tables(names, read_only=read_only, old=old)
-        except BaseException:
-            self.env.close()
-            raise
-
-    def _open_tables(self, names: Collection[str], *, read_only: bool, old: bool) -> None:
-        self.meta = self.env.open_db(_META, create=not read_only)
-        for name in names:
-            try:
-                db = self.env.open_db(f"table:{name}".encode(), create=not read_only)
-            except lmdb.NotFoundError:  # read-only: no worker has opened this table yet
-                continue
-            self.tables[name] = _Table(name, self, db)
-        with self.begin(self.meta, write=not read_only) as txn:
-            if not read_only:
-                txn.put(b"format", str(FORMAT_VERSION).encode())
-            for name, table in self.tables.items():
-                raw = txn.get(f"table:{name}".encode())
-                if raw is not None:
-                    position = read_position(raw)
-                    table.position = position._replace(old=old or position.old)
-                    if old and not read_only:  # from now on the file is new, and the table is not
-                        txn.put(f"table:{name}".encode(), pack_position(table.position))
-
-    def _begin_following(self, *args: Any, **options: Any) -> Any:
-        """Begin to read; a worker may have made the map larger meanwhile."""
-        begin: Callable[..., Any] = self.env.begin
-        try:
-            return begin(*args, **options)
-        except lmdb.MapResizedError:
-            self.env.set_mapsize(0)
-            return begin(*args, **options)
-
-    def unreadable(self, error: lmdb.Error) -> StoreError:
-        return StoreError(
-            f"the tables in {self.path} cannot be read ({error}); stop the worker and remove that "
-            "directory: it is rebuilt from the changelogs"
-        )
-
-    def check_records(self) -> None:
-        """Compare every record with its checksum.
-
-        Raises:
-            DamagedError: one is not what was written.
-        """
-        for table in self.tables.values():
-            with self.begin(table.db) as txn, txn.cursor() as cursor:
-                for stored, raw in cast("Iterator[tuple[bytes, bytes]]", cursor):
-                    if not is_whole(stored, raw):
-                        raise DamagedError(
-                            f"a record of table {table.name!r} is not what was written"
-                        )
-
-    def free_readers(self) -> bool:
-        """Free the places of readers that were killed, and with them the pages that they keep.
-
-        Returns:
-            Whether there were any.
-        """
-        return self.env.reader_check() > 0
-
-    def write(self, writes: Sequence[TableWrite]) -> None:
-        """Write in one transaction."""
-        if (last_page := self.env.info()["last_pgno"]) > self._last_page:  # by a dead reader?
-            self._last_page = last_page
-            self.free_readers()
-        with self.begin(write=True) as txn:
-            for write in writes:
-                db = self.tables[write.table].db
-                if write.clear:
-                    txn.drop(db, delete=False)
-                for puts, deletions in portions(write.changes):
-                    # One call: to get the interpreter's lock back takes longer than a write.
-                    with txn.cursor(db) as cursor:
-                        cursor.putmulti(puts)
-                    for stored in deletions:
-                        txn.delete(stored, db=db)
-                meta = pack_position(write.position)
-                txn.put(f"table:{write.table}".encode(), meta, db=self.meta)
 
 
 _open_environments: weakref.WeakSet[_Environment] = weakref.WeakSet()
@@ -228,18 +60,18 @@ _open_environments: weakref.WeakSet[_Environment] = weakref.WeakSet()
 class _Environment:
     """One partition number of all tables, open and locked."""
 
-    def __init__(self, home: Home, handle: _Handle, writer: Bridge, opener: Bridge) -> None:
+    def __init__(self, home: Home, handle: Handle, writer: Bridge, opener: Bridge) -> None:
         self._home = home
-        self._handle: _Handle | None = handle
+        self._handle: Handle | None = handle
         self._writer = writer
         self._opener = opener
-        self._tables: Mapping[str, _Table] = handle.tables
+        self._tables: Mapping[str, StoredTable] = handle.tables
         self._inode = home.data_file.stat().st_ino
         self._gone: str | None = None
         _open_environments.add(self)
 
     @property
-    def tables(self) -> Mapping[str, _Table]:
+    def tables(self) -> Mapping[str, StoredTable]:
         return self._tables
 
     @property
@@ -272,7 +104,7 @@ class _Environment:
             ) from error
         return True
 
-    def _here(self) -> _Handle:
+    def _here(self) -> Handle:
         handle = self._handle
         if self._gone is not None or handle is None:
             raise StoreError(f"the tables in {self._home.path} {self._gone or 'are closed'}")
@@ -407,7 +239,7 @@ class LmdbStore(Service):
                 home = lock_free(parent, partition)
             if home is None:
                 return None
-            handle: _Handle | None = None
+            handle: Handle | None = None
             try:
                 with trio.CancelScope(shield=True):  # else nobody would own what has been opened
                     handle = await opener.call(self._open, home, tuple(tables))
@@ -419,7 +251,7 @@ class LmdbStore(Service):
         assert handle is not None
         return _Environment(home, handle, writer, opener)
 
-    def _open(self, home: Home, names: tuple[str, ...]) -> _Handle:
+    def _open(self, home: Home, names: tuple[str, ...]) -> Handle:
         path = home.path
         home.make()
         verdict = examine(path)
@@ -438,9 +270,9 @@ class LmdbStore(Service):
         home.make()
         return self._open_files(home, names, examine_records=False)
 
-    def _open_files(self, home: Home, names: tuple[str, ...], *, examine_records: bool) -> _Handle:
+    def _open_files(self, home: Home, names: tuple[str, ...], *, examine_records: bool) -> Handle:
         mark_open(home.path)
-        handle = _Handle(home.path, names, map_bytes=with_headroom(home.data_file, self._map_bytes))
+        handle = Handle(home.path, names, map_bytes=with_headroom(home.data_file, self._map_bytes))
         if examine_records:
             try:
                 handle.check_records()
@@ -460,40 +292,3 @@ def _cannot_open(directory: Path, error: BaseException) -> str:
         f"the tables in {directory} cannot be opened ({error}): data_dir must be a directory on a "
         "local disk with free space, that this user may write"
     )
-
-
-@contextlib.contextmanager
-def read_only(
-    directory: Path, count: int, partition: int, table: str
-) -> Generator[TableData | None]:
-    """Open one partition of one table to read, whether a worker holds it or not.
-
-    Yields None where there is nothing that can be read: the changelog has it all.
-    """
-    parent = directory / str(count)
-    home = next(iter(generations(parent, partition)), None) if parent.is_dir() else None
-    if home is None or not home.data_file.exists():
-        yield None
-        return
-    ours = home.lock.acquire()  # else a worker has it, and has examined it
-    handle: _Handle | None = None
-    try:
-        try:
-            verdict = examine(home.path) if ours else None
-            if verdict is None or verdict.damage is None:
-                room = with_headroom(home.data_file, MAP_BYTES)
-                handle = _Handle(home.path, [table], map_bytes=room, read_only=True)
-                if verdict is not None and verdict.records:
-                    handle.check_records()
-        except (lmdb.Error, DamagedError):
-            logger.debug("the tables in %s cannot be read", home.path, exc_info=True)
-            if handle is not None:
-                handle.env.close()
-                handle = None
-        finally:
-            if ours:  # a worker that starts meanwhile must not take us for its owner
-                home.lock.release()
-        yield None if handle is None else handle.tables.get(table)
-    finally:
-        if handle is not None:
-            handle.env.close()

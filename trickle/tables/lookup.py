@@ -8,14 +8,14 @@ changelog; without a store, from the changelog alone. Nothing is written anywher
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
 
 from trickle.exceptions import RecoveryError, TopicError
-from trickle.stores import read_only
+from trickle.stores import stored_partition
 from trickle.stores.contract import TableData, stored_key
 from trickle.tables.recovery import changelog_pairs
 from trickle.tables.recovery_plan import plan_recovery
@@ -148,9 +148,9 @@ class _View:
     @asynccontextmanager
     async def _stored(self) -> AsyncGenerator[tuple[TableData | None, int, int]]:
         """Open the store where it can be used, and tell from and to where the changelog goes on."""
-        with read_only(
-            self._directory, self._info.partitions, self._at.partition, self._table.name
-        ) as data:
+        where = self._directory, self._info.partitions, self._at.partition, self._table.name
+        store = stored_partition(*where)
+        with nullcontext() if store is None else store.open() as data:
             marks = await self._marks()  # not before: a worker may store more meanwhile
             plan = plan_recovery(
                 None if data is None else data.position, self._info.topic_id, marks, markers=True

@@ -5,13 +5,15 @@ is a partition's store in the data directory, where there is one, under what the
 since; without a store it is the changelog alone. It is up to date when the Run is entered, and
 follows the changelogs from then on. Nothing is written anywhere.
 
-The store is a worker's, who may come and go: it is opened for each read, and never kept.
+The store is a worker's, who may come and go: it is opened for each read, and never kept. Where
+another one has taken its place meanwhile, the changelog was not read from where that one ends: the
+read fails, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ import trio
 
 from trickle.config import Settings
 from trickle.context import Turn
-from trickle.exceptions import RecoveryError
+from trickle.exceptions import RecoveryError, StoreError
 from trickle.service import Service
-from trickle.stores import read_only
-from trickle.stores.contract import TableData
+from trickle.stores import stored_partition
+from trickle.stores.contract import Position, TableData
 from trickle.stores.memory import MemoryTable
 from trickle.tables.changes import in_order
 from trickle.tables.recovery import changelog_pairs
@@ -42,10 +44,10 @@ class View:
         self, table: Table[Any, Any], directory: Path | None, partitions: int, partition: int
     ) -> None:
         self._table = table
-        self._directory = directory
         self._partitions = partitions
         self._partition = partition
-        self._usable = False
+        self._store = stored_partition(directory, partitions, partition, table.name)
+        self._from: Position | None = None  # where the tail begins; None: there is no store below
         self.tail: dict[bytes, bytes | None] = {}
 
     @property
@@ -64,23 +66,34 @@ class View:
             if data.position is not None:  # a worker may have stored more since they were asked for
                 marks = marks._replace(high=max(marks.high, data.position.offset))
             plan = plan_recovery(data.position, topic_id, marks, markers=True)
-            self._usable = data.position is not None and plan.rebuild is None
+            if plan.rebuild is None:
+                self._from = data.position
             return plan.start
 
     @contextmanager
     def _stored(self) -> Generator[TableData]:
-        where = self._directory, self._partitions, self._partition, self._table.name
-        with read_only(*where) as data:
+        with nullcontext() if self._store is None else self._store.open() as data:
             yield MemoryTable() if data is None else data
 
     @contextmanager
     def _base(self) -> Generator[TableData]:
-        """What lies below the tail."""
-        if self._usable:
-            with self._stored() as data:
-                yield data
-        else:
+        """What lies below the tail.
+
+        Raises:
+            StoreError: it is another store than it was.
+        """
+        if self._from is None:
             yield MemoryTable()
+            return
+        with self._stored() as data:
+            now = data.position
+            if now is None or now.topic_id != self._from.topic_id or now.offset < self._from.offset:
+                raise StoreError(
+                    f"table {self._table.name!r}: the store of partition {self._partition} was "
+                    "replaced, or cannot be opened any more, since it was read first: run the "
+                    "command, or enter app.client(), once more"
+                )
+            yield data
 
     def read_committed(self, key: Any) -> Any:
         """Return a key's value, ABSENT where there is none."""
