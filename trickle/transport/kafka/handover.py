@@ -105,11 +105,6 @@ class Fates:
         """Whether one of them was delivered."""
         return None in self.errors or bool(self.ends)
 
-    @property
-    def failed(self) -> bool:
-        """Whether one of them was not delivered."""
-        return len(self.errors) > (None in self.errors)
-
     def failures(self) -> list[tuple[KafkaError, Message | None]]:
         """Return the errors; the client's thread may still add some, and a list is made at once."""
         known = list(self.errors.items())

@@ -200,7 +200,8 @@ class PlainProducer(KafkaProducer):
         with trio.move_on_after(timeout):
             await trio.lowlevel.checkpoint()
             while client is self._client and not self._fatal and len(client):
-                if fates.failed and not all_of_it:
+                failed = () if all_of_it else fates.failures()
+                if any(error.code() in _NOT_DELIVERED for error, _ in failed):
                     break
                 await self._reports(client)
         if client is not self._check():
@@ -212,7 +213,7 @@ class PlainProducer(KafkaProducer):
         left, fatal = len(client), self._fatal
         failures = fates.failures()
         errors = [error for error, _ in failures]
-        in_vain = any(error.code() in _NOT_DELIVERED for error in errors) if errors else bool(left)
+        in_vain = bool(left) or any(error.code() in _NOT_DELIVERED for error in errors)
         await self._look_at(client, errors, in_vain=in_vain and not fates.some_delivered)
         for error, message in failures:
             if error.code() in REFUSED and message is not None:
