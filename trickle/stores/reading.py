@@ -44,19 +44,19 @@ class StoredPartition:
         """
         found = generations(self._parent, self._partition) if self._parent.is_dir() else ()
         home = next(iter(found), None)
-        if home is None or not home.data_file.exists():
+        state = None if home is None else _state(home)
+        if home is None or state is None:
             yield None
             return
-        handle = self._open(home)
+        handle = self._open(home, state)
         try:
             yield None if handle is None else handle.tables.get(self._table)
         finally:
             if handle is not None:
                 handle.env.close()
 
-    def _open(self, home: Home) -> Handle | None:
+    def _open(self, home: Home, state: object) -> Handle | None:
         """Open what is sound: examined here, once, unless a worker has it, and has done so."""
-        state = _state(home)
         ours = state != self._sound and home.lock.acquire()
         handle: Handle | None = None
         try:
@@ -81,5 +81,9 @@ class StoredPartition:
 
 
 def _state(home: Home) -> object:
-    stat = home.data_file.stat()
+    """Return what changes with the data file; None where it is not there, as it is set aside."""
+    try:
+        stat = home.data_file.stat()
+    except FileNotFoundError:
+        return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
